@@ -1,0 +1,1 @@
+"""How layers are read as systems and written back."""

@@ -1,0 +1,1 @@
+"""Systems, Gramians, Hankel singular values and balancing: pure functions on tensors."""

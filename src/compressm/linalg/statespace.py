@@ -1,0 +1,200 @@
+"""A linear time-invariant system in state space form, as a frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from compressm.errors import InvalidSystemError, UnstableSystemError
+
+Output = Literal["real", "complex"]
+
+
+@dataclass(frozen=True, eq=False)
+class StateSpace:
+    """A batch of systems with one order, in the library's single convention.
+
+    Discrete time (`sampling_time > 0`): x_k = A x_{k-1} + B u_k and y_k = C x_k + D u_k, so the impulse
+    response (the Markov parameters) is h_0 = C B + D and h_l = C A^l B for l > 0.
+    Continuous time (`sampling_time == 0`): x' = A x + B u, y = C x + D u.
+    With `output="real"` the output is the real part, y_k = Re(C x_k) + D u_k, and a complex system of order
+    n stands for a real one of order 2n (see `compressm.linalg.forms.realify`).
+
+    Shapes, with `*h` any batch and n states, m inputs, p outputs:
+
+    * `a`: `(*h, n)` for a diagonal state matrix or `(*h, n, n)` for a dense one;
+    * `b`: `(*h, n, m)`; `c`: `(*h, p, n)`; `d`: `(*h, p, m)` or None for zero;
+    * `log_a`: `(*h, n)` complex, optional and only for diagonal discrete systems: log(a), as a layer that stores
+      the logarithm of its poles knows it. From it 1 - |a|^2 is exact where |a| rounds to 1.
+
+    Raises InvalidSystemError where shapes do not fit together or a value is not finite.
+    """
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    d: Tensor | None = None
+    sampling_time: float = 1.0
+    output: Output = "real"
+    log_a: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether `a` holds the diagonal only."""
+        return self.a.ndim == self.b.ndim - 1
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the system is in discrete time."""
+        return self.sampling_time > 0
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether any of the state, input and output matrices is complex."""
+        return any(t.is_complex() for t in (self.a, self.b, self.c))
+
+    @property
+    def order(self) -> int:
+        """The number n of (stored) states."""
+        return self.b.shape[-2]
+
+    @property
+    def inputs(self) -> int:
+        """The number m of inputs."""
+        return self.b.shape[-1]
+
+    @property
+    def outputs(self) -> int:
+        """The number p of outputs."""
+        return self.c.shape[-2]
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The batch dimensions `*h`."""
+        return self.b.shape[:-2]
+
+    def to_double(self) -> StateSpace:
+        """The same system on the CPU in double precision, where all analysis happens."""
+
+        def double(t: Tensor | None) -> Tensor | None:
+            if t is None:
+                return None
+            t = t.detach().cpu()
+            return t.to(torch.complex128 if t.is_complex() else torch.float64)
+
+        a, b, c = double(self.a), double(self.b), double(self.c)
+        assert a is not None and b is not None and c is not None  # for the type checker: none was None
+        return replace(self, a=a, b=b, c=c, d=double(self.d), log_a=double(self.log_a))
+
+    def spectral_radius(self) -> Tensor:
+        """The largest |pole| of each system `(*h,)`; in continuous time exp(largest real part)."""
+        if self.order == 0:
+            return torch.zeros(self.batch_shape, dtype=torch.float64)
+        poles = self.a if self.is_diagonal else torch.linalg.eigvals(self.a)
+        return (poles.abs() if self.is_discrete else poles.real.exp()).amax(-1)
+
+    def is_stable(self) -> bool:
+        """Whether every pole lies strictly inside the stability region."""
+        if self.log_a is not None:
+            return bool((self.log_a.real < 0).all())
+        return bool((self.spectral_radius() < 1).all())
+
+    def require_stable(self, name: str = "system") -> None:
+        """Raise UnstableSystemError, naming the system, unless it is strictly stable."""
+        if not self.is_stable():
+            raise UnstableSystemError(
+                f"{name}: infinite-horizon Gramians need every pole strictly inside the stability region, but the "
+                f"spectral radius is {float(self.spectral_radius().max()):.9g}. Lower the learning rate of the state "
+                f"matrix, use a stable parametrization, or pass a finite horizon."
+            )
+
+    def markov_parameters(self, length: int) -> Tensor:
+        """The impulse response h_0 .. h_{length-1} of a discrete system, `(*h, length, p, m)`."""
+        if not self.is_discrete:
+            raise InvalidSystemError("Markov parameters are of a discrete system; discretize it first.")
+        x, response = self.b, []
+        for _ in range(length):
+            response.append(self._readout(x))
+            x = self._advance(x)
+        h = torch.stack(response, dim=-3)
+        if self.d is not None and length > 0:
+            h = torch.cat([h[..., :1, :, :] + self.d.to(h.dtype).unsqueeze(-3), h[..., 1:, :, :]], dim=-3)
+        return h
+
+    def frequency_response(self, omega: Tensor) -> Tensor:
+        """G on the stability boundary, `(*h, F, p, m)` for angular frequencies `omega` `(F,)`.
+
+        Discrete: G(e^{iw}) = C (I - e^{-iw} A)^{-1} B + D with w in radians a sample. Continuous:
+        G(iw) = C (iw I - A)^{-1} B + D. For a real output of a complex system, the real system's response.
+        """
+        response = self._transfer(omega)
+        if self.output == "real" and self.is_complex:
+            response = (response + self._transfer(-omega).conj()) / 2
+        return response if self.d is None else response + self.d.to(response.dtype).unsqueeze(-3)
+
+    def simulate(self, u: Tensor) -> Tensor:
+        """The output `(batch, L, p)` of one unbatched discrete system for the input `u` `(batch, L, m)`, from x = 0."""
+        x = torch.zeros(u.shape[0], self.order, dtype=torch.promote_types(self.b.dtype, self.a.dtype), device=u.device)
+        drive = u.to(x.dtype) @ self.b.to(x.dtype).mT
+        outputs = []
+        for k in range(u.shape[1]):
+            x = (x * self.a if self.is_diagonal else x @ self.a.mT) + drive[:, k]
+            outputs.append(x @ self.c.to(x.dtype).mT)
+        y = torch.stack(outputs, dim=1) if outputs else drive.new_zeros(u.shape[0], 0, self.outputs)
+        if self.output == "real" and y.is_complex():
+            y = y.real
+        return y if self.d is None else y + u.to(y.dtype) @ self.d.to(y.dtype).mT
+
+    def _advance(self, x: Tensor) -> Tensor:
+        return self.a.unsqueeze(-1) * x if self.is_diagonal else self.a @ x.to(self.a.dtype)
+
+    def _readout(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(self.c.dtype, x.dtype)
+        y = self.c.to(dtype) @ x.to(dtype)
+        return y.real if self.output == "real" and y.is_complex() else y
+
+    def _transfer(self, omega: Tensor) -> Tensor:
+        dtype = torch.promote_types(self.b.dtype, torch.complex64)
+        omega = omega.to(torch.float64)
+        point = torch.exp(-1j * omega) if self.is_discrete else 1j * omega
+        point = point.to(dtype)
+        a, b, c = self.a.to(dtype), self.b.to(dtype).unsqueeze(-3), self.c.to(dtype).unsqueeze(-3)
+        if self.is_diagonal:
+            z = point[:, None]  # (F, 1) against (*h, 1, n)
+            pole = a.unsqueeze(-2)
+            resolvent = 1 / (1 - z * pole) if self.is_discrete else 1 / (z - pole)
+            return (c * resolvent.unsqueeze(-2)) @ b
+        z = point[:, None, None]
+        eye = torch.eye(self.order, dtype=dtype, device=a.device)
+        pole = a.unsqueeze(-3)
+        matrix = eye - z * pole if self.is_discrete else z * eye - pole
+        return c @ torch.linalg.solve(matrix, b.expand(*matrix.shape[:-2], *b.shape[-2:]))
+
+
+def _check(system: StateSpace) -> None:
+    a, b, c, d = system.a, system.b, system.c, system.d
+    found = f"a {tuple(a.shape)}, b {tuple(b.shape)}, c {tuple(c.shape)}" + (f", d {tuple(d.shape)}" if d is not None else "")
+    if b.ndim < 2 or c.ndim != b.ndim or a.ndim not in (b.ndim - 1, b.ndim):
+        raise InvalidSystemError(f"Wanted a (*h, n) or (*h, n, n), b (*h, n, m) and c (*h, p, n); found {found}.")
+    n, h = b.shape[-2], b.shape[:-2]
+    a_shape = (*h, n) if a.ndim == b.ndim - 1 else (*h, n, n)
+    if tuple(a.shape) != a_shape or c.shape[:-2] != h or c.shape[-1] != n:
+        raise InvalidSystemError(f"The order or batch of a, b and c differ; found {found}.")
+    if d is not None and tuple(d.shape) != (*h, c.shape[-2], b.shape[-1]):
+        raise InvalidSystemError(f"Wanted d (*h, p, m) = {(*h, c.shape[-2], b.shape[-1])}; found {found}.")
+    if system.log_a is not None and (tuple(system.log_a.shape) != (*h, n) or a.ndim != b.ndim - 1):
+        raise InvalidSystemError(f"log_a {tuple(system.log_a.shape)} belongs to a diagonal a; found {found}.")
+    if system.sampling_time < 0:
+        raise InvalidSystemError(f"sampling_time is {system.sampling_time}; wanted 0 (continuous) or a positive step.")
+    for name, tensor in (("a", a), ("b", b), ("c", c), ("d", d)):
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            raise InvalidSystemError(
+                f"{name} has {int((~torch.isfinite(tensor)).sum())} values that are NaN or infinite. Train with a lower "
+                f"learning rate or clip the gradient, and start again from a sound checkpoint."
+            )

@@ -1,0 +1,1 @@
+"""Decisions (which order) and operators (which reduction) on state space systems."""
