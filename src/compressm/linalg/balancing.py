@@ -1,0 +1,75 @@
+"""Projections that balance a system and keep some of its balanced states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from compressm.errors import InvalidSystemError
+from compressm.linalg.gramians import GramianFactors
+from compressm.linalg.hankel import HankelSpectrum
+from compressm.linalg.statespace import StateSpace
+
+
+class BalancingMethod(Enum):
+    """How the projection is computed; both give the same input-output map."""
+
+    SQUARE_ROOT = "square-root"  # balanced coordinates: both reduced Gramians equal diag(sigma)
+    BALANCING_FREE = "balancing-free"  # orthonormal bases: better conditioned where sigma_r is tiny against sigma_1
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """Bases V, W `(*h, k, r)` with W* V = I: old states are about V x', new states are W* x."""
+
+    v: Tensor
+    w: Tensor
+
+    def apply(self, system: StateSpace) -> StateSpace:
+        """The reduced dense system (W* A V, W* B, C V, D)."""
+        if system.is_diagonal:
+            raise InvalidSystemError("A projection acts on a dense system in the frame it was computed in.")
+        dtype = torch.promote_types(self.v.dtype, system.a.dtype)
+        v, w = self.v.to(dtype), self.w.to(dtype)
+        wide = torch.promote_types(dtype, system.b.dtype)
+        return replace(
+            system,
+            a=w.mH @ (system.a.to(dtype) @ v),
+            b=w.to(wide).mH @ system.b.to(wide),
+            c=system.c.to(wide) @ v.to(wide),
+            log_a=None,
+        )
+
+
+def numerical_rank(values: Tensor) -> int:
+    """The number of Hankel singular values above n * eps * sigma_1, the most that a projection can keep."""
+    if values.numel() == 0:
+        return 0
+    return int((values > values.shape[-1] * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)).sum(-1).min())
+
+
+def balancing_projection(
+    factors: GramianFactors,
+    spectrum: HankelSpectrum,
+    keep: Tensor,
+    method: BalancingMethod = BalancingMethod.SQUARE_ROOT,
+) -> Projection:
+    """The projection onto the balanced states `keep` (indices into the Hankel singular values).
+
+    Square-root: V = Lp R S^{-1/2}, W = Lq U S^{-1/2} with Lq* Lp = U S R* (Tombs and Postlethwaite 1987).
+    Balancing-free: orthonormal bases of the same spaces, V = orth(Lp R), W = orth(Lq U), W <- W (V* W)^{-1} (Varga 1991).
+    The values kept must be positive (see `numerical_rank`).
+    """
+    values = spectrum.values[..., keep]
+    if bool((values <= 0).any()):
+        raise InvalidSystemError("A balanced state with the Hankel singular value 0 cannot be kept; lower the order.")
+    v = factors.controllability @ spectrum.right[..., keep].to(factors.controllability.dtype)
+    w = factors.observability @ spectrum.left[..., keep].to(factors.observability.dtype)
+    if method is BalancingMethod.SQUARE_ROOT:
+        scale = values.rsqrt().unsqueeze(-2)
+        return Projection(v * scale, w * scale)
+    v, w = torch.linalg.qr(v).Q, torch.linalg.qr(w).Q
+    return Projection(v, torch.linalg.solve((v.mH @ w).mT, w.mT).mT)

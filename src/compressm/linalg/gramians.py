@@ -1,0 +1,134 @@
+"""Controllability and observability Gramians as factors, in the frame in which a system is balanced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from compressm.errors import InvalidSystemError
+from compressm.linalg.forms import Frame, in_frame
+from compressm.linalg.lyapunov import (
+    cascade_factor,
+    cayley,
+    cholesky_factor,
+    compress_columns,
+    pole_differences,
+    stein_factor,
+    stein_gaps,
+)
+from compressm.linalg.statespace import StateSpace
+
+
+@dataclass(frozen=True, eq=False)
+class GramianFactors:
+    """Factors of the Gramians, P = Lp Lp* and Q = Lq Lq*, `(*h, k, *)` for the k states of `frame`."""
+
+    controllability: Tensor
+    observability: Tensor
+    frame: Frame
+
+
+def gramian_factors(system: StateSpace, frame: Frame = Frame.REAL, horizon: int | None = None) -> GramianFactors:
+    """The factors of the Gramians of a system under white input, in double precision on the CPU.
+
+    Discrete: A P A* - P + B B* = 0 and A* Q A - Q + C* C = 0. Continuous: A P + P A* + B B* = 0 and
+    A* Q + Q A + C* C = 0. With a `horizon` of L steps (discrete only) the sums stop there: P_L = P - A^L P A*^L.
+    For `Frame.REAL` and a complex system with real output they are the Gramians of the real system in [Re x; Im x].
+
+    Raises UnstableSystemError without a horizon where a pole is not strictly stable.
+    """
+    system = system.to_double()
+    if horizon is None:
+        system.require_stable()
+    elif not system.is_discrete:
+        raise InvalidSystemError("A finite horizon counts steps of a discrete system; discretize it first.")
+    return GramianFactors(
+        controllability_factor(system, frame, horizon), controllability_factor(dual(system), frame, horizon), frame
+    )
+
+
+def controllability_gramian(system: StateSpace, frame: Frame = Frame.REAL, horizon: int | None = None) -> Tensor:
+    """P, the controllability Gramian (see `gramian_factors`)."""
+    factor = gramian_factors(system, frame, horizon).controllability
+    return factor @ factor.mH
+
+
+def observability_gramian(system: StateSpace, frame: Frame = Frame.REAL, horizon: int | None = None) -> Tensor:
+    """Q, the observability Gramian (see `gramian_factors`)."""
+    factor = gramian_factors(system, frame, horizon).observability
+    return factor @ factor.mH
+
+
+def dual(system: StateSpace) -> StateSpace:
+    """(A*, C*, B*, D*): its controllability Gramian is this system's observability Gramian, in either frame."""
+    a = system.a.conj().resolve_conj() if system.is_diagonal else system.a.mH.resolve_conj()
+    return replace(
+        system,
+        a=a,
+        b=system.c.mH.resolve_conj(),
+        c=system.b.mH.resolve_conj(),
+        d=None if system.d is None else system.d.mH.resolve_conj(),
+        log_a=None if system.log_a is None else system.log_a.conj().resolve_conj(),
+    )
+
+
+def controllability_factor(system: StateSpace, frame: Frame, horizon: int | None = None) -> Tensor:
+    """Lp with P = Lp Lp* for a double precision system that is stable (or has a horizon)."""
+    if system.order == 0:
+        return system.b.new_zeros(*system.b.shape[:-1], 0)
+    real = frame is Frame.REAL and system.is_complex
+    if real and system.output != "real":
+        raise InvalidSystemError("A system with output='complex' has no real frame; balance it with Frame.COMPLEX.")
+    if not system.is_diagonal:
+        dense = in_frame(system, frame)
+        a, b = (dense.a, dense.b) if dense.is_discrete else cayley(dense.a, dense.b)
+        return stein_factor(a, b, horizon)
+    a, b, log_a = system.a, system.b, system.log_a
+    if real:
+        a, b = torch.cat([a, a.conj()], -1), torch.cat([b, b.conj()], -2)
+        log_a = None if log_a is None else torch.cat([log_a, log_a.conj()], -1)
+    if horizon is not None:
+        factor = stein_factor(a, b, horizon)
+        return _real_factor(factor) if real else factor
+    gaps = stein_gaps(a, log_a) if system.is_discrete else -(a.unsqueeze(-1) + a.unsqueeze(-2).conj())
+    return _diagonal_factor(a, b, log_a, gaps, real)
+
+
+def moment_factor(moments: Tensor) -> Tensor:
+    """A factor of a positive semi-definite matrix of second moments measured from data.
+
+    The matrix is scaled to a unit diagonal, and round-off below zero is dropped; moments from n samples carry a
+    statistical error far above the half of the digits that this gives up.
+    """
+    moments = (moments + moments.mH) / 2
+    weights = moments.diagonal(dim1=-2, dim2=-1).real.clamp_min(0).sqrt()
+    safe = torch.where(weights > 0, weights, torch.ones_like(weights))
+    values, vectors = torch.linalg.eigh(moments / (safe.unsqueeze(-1) * safe.unsqueeze(-2)))
+    return weights.unsqueeze(-1) * vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
+
+
+def _diagonal_factor(a: Tensor, b: Tensor, log_a: Tensor | None, gaps: Tensor, real: bool) -> Tensor:
+    n = a.shape[-1]
+    if real:  # try the real Gramian in [Re x; Im x] first: half the memory, a quarter of the work
+        gram = (b @ b.mH) / gaps
+        plain, mirrored = gram[..., : n // 2, : n // 2], gram[..., : n // 2, n // 2 :]
+        cross = (mirrored - plain).imag / 2
+        upper = torch.cat([(plain + mirrored).real / 2, cross], -1)
+        lower = torch.cat([cross.mT, (plain - mirrored).real / 2], -1)
+        factor = cholesky_factor(torch.cat([upper, lower], -2))
+    else:
+        factor = cholesky_factor((b @ b.mH) / gaps)
+    if factor is not None:
+        return factor
+    factor = cascade_factor(gaps, pole_differences(a, log_a), b)
+    return _real_factor(factor) if real else factor
+
+
+def _real_factor(doubled: Tensor) -> Tensor:
+    """A real factor in [Re x; Im x] from a complex one in [x; conj x], whose product is real there."""
+    n = doubled.shape[-2] // 2
+    x, mirrored = doubled[..., :n, :], doubled[..., n:, :]
+    factor = torch.cat([(x + mirrored) / 2, (x - mirrored) / 2j], dim=-2)
+    return compress_columns(torch.cat([factor.real, factor.imag], dim=-1))

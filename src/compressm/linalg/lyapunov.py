@@ -1,0 +1,161 @@
+"""Factors of the solutions of Stein and Lyapunov equations, never formed by subtraction.
+
+Discrete: A P A* - P + G G* = 0. Continuous: A P + P A* + G G* = 0. All functions return L with P = L L*, batched over
+leading dimensions, in double precision. Rows of L are accurate relative to their own size, so results do not depend on
+a diagonal rescaling of the states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from compressm.errors import UnstableSystemError
+
+_EPS = torch.finfo(torch.float64).eps
+_MAX_DOUBLINGS = 60  # |a| = 1 - 2^-53 decays below eps after 2^58 steps
+
+
+def stein_gaps(a: Tensor, log_a: Tensor | None = None) -> Tensor:
+    """1 - a_i conj(a_j), `(*h, n, n)`; from log(a) by expm1 where given, so that |a| -> 1 loses no digits."""
+    if log_a is None or not bool(torch.isfinite(log_a).all()):
+        return 1 - a.unsqueeze(-1) * a.unsqueeze(-2).conj()
+    return -_expm1(log_a.unsqueeze(-1) + log_a.unsqueeze(-2).conj())
+
+
+def pole_differences(a: Tensor, log_a: Tensor | None = None) -> Tensor:
+    """a_i - a_j, `(*h, n, n)`; from log(a) by expm1 where given."""
+    if log_a is None or not bool(torch.isfinite(log_a).all()):
+        return a.unsqueeze(-1) - a.unsqueeze(-2)
+    return a.unsqueeze(-2) * _expm1(log_a.unsqueeze(-1) - log_a.unsqueeze(-2))
+
+
+def _expm1(z: Tensor) -> Tensor:
+    """e^z - 1 for complex z, accurate near 0: expm1(x) cos(y) - 2 sin(y/2)^2 + i e^x sin(y)."""
+    if not z.is_complex():
+        return torch.expm1(z)
+    x, y = z.real, z.imag
+    return torch.complex(torch.expm1(x) * torch.cos(y) - 2 * torch.sin(y / 2) ** 2, torch.exp(x) * torch.sin(y))
+
+
+def cascade_factor(gaps: Tensor, differences: Tensor, g: Tensor) -> Tensor:
+    """The lower triangular factor of P_ij = (G G*)_ij / gaps_ij by a cascade of all-pass sections.
+
+    `gaps` is 1 - a_i conj(a_j) (or -(a_i + conj(a_j)) in continuous time) and `differences` a_i - a_j. Eliminating
+    state k leaves a matrix of the same kind whose rows g_i have passed the Blaschke factor of pole k in the direction
+    of g_k, so P is never formed and nothing is subtracted from it: repeated poles and unreachable states give exact
+    zeros. This is the Cholesky factor in the Takenaka-Malmquist basis (Mullhaupt and Riedel 2001; for the
+    accuracy of Cauchy-like eliminations see Demmel 2000).
+    """
+    g = g.clone()
+    n = g.shape[-2]
+    scale = gaps.diagonal(dim1=-2, dim2=-1).real.sqrt()
+    blaschke = differences / gaps
+    factor = torch.zeros(*g.shape[:-1], n, dtype=torch.promote_types(g.dtype, gaps.dtype), device=g.device)
+    g = g.to(factor.dtype)
+    for k in range(n):
+        rest = g[..., k:, :]
+        row = rest[..., 0, :]
+        length = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
+        unit = row / torch.where(length > 0, length, torch.ones_like(length))
+        along = torch.linalg.vecdot(unit.unsqueeze(-2), rest)  # <unit, g_i>
+        factor[..., k:, k] = along * (scale[..., k : k + 1] / gaps[..., k:, k])
+        rest += (along * (blaschke[..., k:, k] - 1)).unsqueeze(-1) * unit.unsqueeze(-2)
+    return factor
+
+
+def cholesky_factor(gramian: Tensor) -> Tensor | None:
+    """The Cholesky factor of a Gramian so well conditioned that its entries determine all digits wanted; else None.
+
+    After scaling P to a unit diagonal, rounding errors in its entries change every Hankel singular value by a relative
+    amount of at most about 50 eps / lambda_min; the factor is accepted where that is below 1e-10.
+    """
+    diagonal = gramian.diagonal(dim1=-2, dim2=-1).real
+    if not bool((diagonal > 0).all()):
+        return None
+    weights = diagonal.sqrt()
+    factor, info = torch.linalg.cholesky_ex(gramian / (weights.unsqueeze(-1) * weights.unsqueeze(-2)))
+    if bool((info != 0).any()) or not 50 * _EPS * _inverse_norm_squared(factor) <= 1e-10:
+        return None
+    return weights.unsqueeze(-1) * factor
+
+
+def _inverse_norm_squared(factor: Tensor, iterations: int = 12) -> float:
+    """An estimate of |L^-1|_2^2 by power iteration, the largest over the batch."""
+    n = factor.shape[-1]
+    start = torch.cos(torch.arange(n, dtype=torch.float64) * 12.9898 + 1).to(factor.dtype)
+    v = (start / torch.linalg.vector_norm(start)).unsqueeze(-1).expand(*factor.shape[:-2], n, 1)
+    norm = v.new_zeros(()).real
+    for _ in range(iterations):
+        v = torch.linalg.solve_triangular(factor, v, upper=False)
+        v = torch.linalg.solve_triangular(factor.mH, v, upper=True)
+        size = torch.linalg.vector_norm(v, dim=-2, keepdim=True)
+        norm = size.max()
+        v = v / size
+    return float(norm)
+
+
+def stein_factor(a: Tensor, g: Tensor, horizon: int | None = None) -> Tensor:
+    """L with L L* = sum of A^k G G* A*^k over k < horizon (or all k), by doubling with QR compression.
+
+    `a` is diagonal `(*h, n)` or dense `(*h, n, n)`. For the whole sum the spectral radius must be below 1
+    (UnstableSystemError otherwise). Low-rank Smith doubling: Penzl 2000; compression by QR keeps the factor at n columns
+    with errors relative to each row.
+    """
+    dtype = torch.promote_types(a.dtype, g.dtype)
+    power, factor = a.to(dtype), compress_columns(g.to(dtype))
+    if horizon is None:
+        for _ in range(_MAX_DOUBLINGS):
+            addition = _times(power, factor)
+            if _negligible(addition, factor):
+                return factor
+            if not bool(torch.isfinite(addition).all()):
+                break
+            factor, power = compress_columns(torch.cat([factor, addition], dim=-1)), _times_power(power, power)
+        raise UnstableSystemError(
+            "The Gramian's series does not converge: a pole lies on or outside the unit circle. Use a finite horizon."
+        )
+    for bit in _bits_after_first(horizon):
+        factor, power = compress_columns(torch.cat([factor, _times(power, factor)], -1)), _times_power(power, power)
+        if bit:
+            factor = compress_columns(torch.cat([g.to(dtype), _times(a.to(dtype), factor)], -1))
+            power = _times_power(a.to(dtype), power)
+    return factor
+
+
+def compress_columns(factor: Tensor) -> Tensor:
+    """A factor of the same product L L* with at most n columns, by QR of L*."""
+    if factor.shape[-1] <= factor.shape[-2]:
+        return factor
+    return torch.linalg.qr(factor.mH, mode="r").R.mH
+
+
+def cayley(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """The discrete pair with the same Gramian as the continuous (A, G): (s I - A)^{-1} [s I + A, sqrt(2 s) G]."""
+    n = a.shape[-1]
+    s = float(torch.linalg.matrix_norm(a, ord=2).max().clamp_min(torch.finfo(torch.float64).tiny)) ** 0.5 or 1.0
+    eye = torch.eye(n, dtype=a.dtype, device=a.device)
+    left = s * eye - a
+    dtype = torch.promote_types(a.dtype, g.dtype)
+    return torch.linalg.solve(left, s * eye + a), torch.linalg.solve(left.to(dtype), (2 * s) ** 0.5 * g.to(dtype))
+
+
+def _times(power: Tensor, factor: Tensor) -> Tensor:
+    return power.unsqueeze(-1) * factor if power.ndim == factor.ndim - 1 else power @ factor
+
+
+def _times_power(left: Tensor, right: Tensor) -> Tensor:
+    return left @ right if left.ndim > 1 and left.shape[-1] == left.shape[-2] and left.ndim == right.ndim else left * right
+
+
+def _negligible(addition: Tensor, factor: Tensor) -> bool:
+    rows, whole = (torch.linalg.vector_norm(t, dim=-1) for t in (addition, factor))
+    return bool((rows <= _EPS * whole).all())
+
+
+def _bits_after_first(horizon: int) -> Iterator[bool]:
+    if horizon < 1:
+        raise ValueError(f"horizon is {horizon}; wanted 1 or more steps.")
+    return (bit == "1" for bit in bin(horizon)[3:])

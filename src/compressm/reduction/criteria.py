@@ -1,0 +1,172 @@
+"""Rules that choose an order from Hankel singular values. Each rule is a total function."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from math import ceil, floor, isfinite
+
+import torch
+from torch import Tensor
+
+from compressm.errors import ConfigError, InvalidSystemError
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What a rule sees of one layer.
+
+    `values` are the Hankel singular values sigma_1 >= sigma_2 >= ... of the system that is balanced; a stored complex
+    state of a layer with real output counts `states_per_slot` = 2 of them. `order` is the present number of
+    stored states. `initial` are the values of the uncompressed layer, where known.
+    """
+
+    values: Tensor
+    order: int
+    states_per_slot: int = 1
+    initial: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class OrderChoice:
+    """At most `states` balanced states, to be stored in at most `slots`."""
+
+    states: int
+    slots: int
+
+
+class Criterion(ABC):
+    """A rule from Hankel singular values to an order."""
+
+    @abstractmethod
+    def choose(self, spectrum: Spectrum) -> OrderChoice:
+        """The order this rule wants; never more than the present one."""
+
+
+class Reference(Enum):
+    """Which spectrum a relative tolerance is a fraction of."""
+
+    CURRENT = "current"  # the spectrum at the attempt (the paper); the tolerance ratchets with the number of cuts
+    INITIAL = "initial"  # the first spectrum of the layer: a budget for the whole run
+
+
+def significant_values(values: Tensor) -> Tensor:
+    """The values with everything below n * eps * sigma_1 counted as zero; raises on NaN."""
+    if not bool(torch.isfinite(values).all()):
+        raise InvalidSystemError("Hankel singular values are not finite; the system they belong to is not sound.")
+    values = values.double()
+    if values.numel() == 0:
+        return values
+    threshold = values.numel() * torch.finfo(torch.float64).eps * values.max()
+    return torch.where(values > threshold, values, torch.zeros_like(values))
+
+
+def tails(values: Tensor) -> Tensor:
+    """tail(k) = sum of sigma_i for i > k, for k = 0 .. n."""
+    kept = significant_values(values)
+    return torch.cat([kept.flip(-1).cumsum(-1).flip(-1), kept.new_zeros(1)])
+
+
+def order_within(values: Tensor, allowed: float) -> int:
+    """The smallest order whose tail is at most `allowed`: #{k in 0 .. n-1 : tail(k) > allowed}."""
+    return int((tails(values)[:-1] > allowed).sum())
+
+
+@dataclass(frozen=True)
+class HankelEnergy(Criterion):
+    """Discard at most the fraction `discard` of the sum of the values (Chahine et al. 2026, eq. 8; sum, not squares)."""
+
+    discard: float = 0.02
+    reference: Reference = Reference.CURRENT
+
+    def __post_init__(self) -> None:
+        _require_fraction("HankelEnergy.discard", self.discard)
+
+    def choose(self, spectrum: Spectrum) -> OrderChoice:
+        """The smallest order with tail(r) <= discard * sum."""
+        initial = self.reference is Reference.INITIAL and spectrum.initial is not None
+        whole = significant_values(spectrum.initial if initial and spectrum.initial is not None else spectrum.values)
+        return OrderChoice(order_within(spectrum.values, self.discard * float(whole.sum())), spectrum.order)
+
+
+@dataclass(frozen=True)
+class ErrorBound(Criterion):
+    """The smallest order whose bound 2 * tail(r) on the H-infinity error is at most `tolerance` (a gain, absolute)."""
+
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.tolerance) and self.tolerance >= 0):
+            raise ConfigError(f"ErrorBound.tolerance is {self.tolerance}; wanted a gain of 0 or more.")
+
+    def choose(self, spectrum: Spectrum) -> OrderChoice:
+        """The smallest order with 2 * tail(r) <= tolerance."""
+        return OrderChoice(order_within(spectrum.values, self.tolerance / 2), spectrum.order)
+
+
+@dataclass(frozen=True)
+class FixedOrder(Criterion):
+    """At most `order` stored states; no change where the layer has no more."""
+
+    order: int
+
+    def __post_init__(self) -> None:
+        if self.order < 1:
+            raise ConfigError(f"FixedOrder.order is {self.order}; wanted 1 or more.")
+
+    def choose(self, spectrum: Spectrum) -> OrderChoice:
+        """The given order, or the present one where that is smaller."""
+        slots = min(self.order, spectrum.order)
+        return OrderChoice(slots * spectrum.states_per_slot, slots)
+
+
+@dataclass(frozen=True)
+class FixedFraction(Criterion):
+    """Drop the fraction `drop` of the present stored states, rounded towards keeping them."""
+
+    drop: float = 0.25
+
+    def __post_init__(self) -> None:
+        _require_fraction("FixedFraction.drop", self.drop)
+
+    def choose(self, spectrum: Spectrum) -> OrderChoice:
+        """n - floor(drop * n) stored states."""
+        slots = spectrum.order - floor(self.drop * spectrum.order)
+        return OrderChoice(slots * spectrum.states_per_slot, slots)
+
+
+@dataclass(frozen=True)
+class OrderPolicy:
+    """A criterion with the practical limits around it.
+
+    `multiple` rounds the stored order up to a multiple (kernels often want 8 or 16); `floor` is the smallest stored
+    order; a cut that would remove less than the fraction `minimum_gain` of the stored states is not made (the
+    paper's gate is 0.05).
+    """
+
+    criterion: Criterion
+    multiple: int = 1
+    minimum_gain: float = 0.0
+    floor: int = 1
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1 or self.floor < 1:
+            raise ConfigError(f"multiple {self.multiple} and floor {self.floor} must be 1 or more.")
+        _require_fraction("minimum_gain", self.minimum_gain)
+
+    def choose(self, spectrum: Spectrum) -> OrderChoice | None:
+        """The order to reduce to, or None where the layer stays as it is."""
+        choice, n, per = self.criterion.choose(spectrum), spectrum.order, spectrum.states_per_slot
+        wanted = ceil(choice.states / per)
+        slots = ceil(max(wanted, self.floor) / self.multiple) * self.multiple
+        if slots >= n or slots > (1 - self.minimum_gain) * n:
+            return None
+        if slots > wanted or self.multiple > 1:  # room was added: use it, and do not go beyond it
+            return OrderChoice(slots * per, slots)
+        return OrderChoice(choice.states, min(choice.slots, n))
+
+
+def _require_fraction(name: str, value: float) -> None:
+    if not (isfinite(value) and 0 <= value <= 1):
+        raise ConfigError(f"{name} is {value}; wanted a fraction between 0 and 1.")
