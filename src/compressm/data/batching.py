@@ -1,0 +1,87 @@
+"""Batches as a pure function of (seed, step): a resumed run sees what the uninterrupted run would have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compressm.data.dataset import Dataset, Sequences, Split, Task
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs `(B, L, channels)`, valid lengths `(B,)` or None where all are L, and targets `(B,)` or `(B, outputs)`."""
+
+    x: Tensor
+    lengths: Tensor | None
+    y: Tensor
+
+
+def steps_per_epoch(cases: int, batch_size: int) -> int:
+    """How many full batches one pass over the data gives (at least one, which may be smaller than `batch_size`)."""
+    return max(1, cases // batch_size)
+
+
+def batch_indices(cases: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
+    """The cases of batch `step` (from 0): epoch e goes through a permutation drawn from (seed, e) alone.
+
+    The last cases of a permutation that do not fill a batch are left out in that epoch.
+    """
+    epoch, position = divmod(step, steps_per_epoch(cases, batch_size))
+    order = np.random.default_rng((seed, epoch)).permutation(cases)
+    return order[position * batch_size : (position + 1) * batch_size]
+
+
+class Batcher:
+    """Makes the batches of a data set."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
+        """Use `dataset` in batches of `batch_size`; `seed` fixes the order of the training cases."""
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def training(self, step: int) -> Batch:
+        """The training batch of `step` (from 0)."""
+        indices = batch_indices(self.dataset.train.cases, self.batch_size, self.seed, step)
+        return self._batch(self.dataset.train, indices)
+
+    def in_order(self, split: Split, batch_size: int | None = None) -> Iterator[Batch]:
+        """All cases of a split, in their order; the last batch may be smaller."""
+        size = batch_size or self.batch_size
+        for start in range(0, split.cases, size):
+            yield self._batch(split, np.arange(start, min(start + size, split.cases)))
+
+    def _batch(self, split: Split, indices: NDArray[np.int64]) -> Batch:
+        normalisation = self.dataset.normalisation
+        if split.x.offsets is None:
+            x, lengths = normalisation.apply(split.x.values[indices]), None
+            if self.dataset.ragged:
+                lengths = split.x.lengths[indices]
+        else:
+            x, lengths = _pad(split.x, indices, self.dataset)
+        y = split.y[indices]
+        if self.dataset.task is Task.REGRESS and self.dataset.target_normalisation is not None:
+            y = self.dataset.target_normalisation.apply(y)
+        return Batch(_tensor(x), None if lengths is None else _tensor(lengths), _tensor(y))
+
+
+def _pad(sequences: Sequences, indices: NDArray[np.int64], dataset: Dataset) -> tuple[NDArray[np.float32], ...]:
+    """Normalised sequences, filled with zeros after their ends, and their lengths."""
+    offsets, lengths = sequences.offsets, sequences.lengths[indices]
+    if offsets is None:
+        raise TypeError("Only ragged sequences are padded.")
+    x = np.zeros((len(indices), int(lengths.max()), sequences.channels), dtype=np.float32)
+    for row, case in enumerate(indices):
+        x[row, : lengths[row]] = dataset.normalisation.apply(sequences.values[offsets[case] : offsets[case + 1]])
+    return x, lengths
+
+
+def _tensor(array: NDArray[np.generic]) -> Tensor:
+    """A tensor in memory of PyTorch's own: its alignment, which decides the order of sums in BLAS, is always the same."""
+    return torch.from_numpy(np.ascontiguousarray(array)).clone()

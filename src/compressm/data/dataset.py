@@ -1,0 +1,167 @@
+"""One form for every data set: sequences with one class or one vector of values each, in three splits.
+
+Values stay in the dtype they are stored in (uint8 images stay uint8); the recorded normalisation is applied when a
+batch is made, so that a large set is never held twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressm.data.normalisation import Normalisation
+from compressm.errors import DataError
+
+
+class Task(Enum):
+    """What is predicted from a whole sequence."""
+
+    CLASSIFY = "classify"  # one class
+    REGRESS = "regress"  # one vector of values
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Sequences of equal or different lengths.
+
+    `values` is `(cases, L, channels)` where `offsets` is None. Otherwise it is `(steps, channels)`, all sequences one
+    after the other, and case i is `values[offsets[i] : offsets[i + 1]]` with `offsets` `(cases + 1,)`.
+
+    Raises:
+        DataError: shapes do not fit, a sequence is empty, or the values are not finite numbers.
+    """
+
+    values: NDArray[np.generic]
+    offsets: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        """Check shapes, offsets and values."""
+        wanted = 3 if self.offsets is None else 2
+        form = "(cases, L, channels)" if self.offsets is None else "(steps, channels) with offsets"
+        if self.values.ndim != wanted:
+            raise DataError(f"Sequences have shape {self.values.shape}; wanted {form}.")
+        if 0 in self.values.shape:
+            raise DataError(f"Sequences have shape {self.values.shape}: there is nothing in them; wanted {form}.")
+        if self.values.dtype.kind not in "biuf":
+            raise DataError(f"Sequences hold {self.values.dtype}; wanted real numbers (float, integer or bool).")
+        if self.values.dtype.kind == "f" and not np.isfinite(self.values).all():
+            bad = int((~np.isfinite(self.values)).sum())
+            raise DataError(f"Sequences hold {bad} values that are NaN or infinite; remove or fill them first.")
+        if self.offsets is not None:
+            _check_offsets(self.offsets, len(self.values))
+
+    @property
+    def cases(self) -> int:
+        """The number of sequences."""
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+    @property
+    def channels(self) -> int:
+        """The number of values at each step."""
+        return int(self.values.shape[-1])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """The number of steps of each sequence `(cases,)`."""
+        if self.offsets is None:
+            return np.full(len(self.values), self.values.shape[1], dtype=np.int64)
+        return np.diff(self.offsets)
+
+    def take(self, indices: NDArray[np.int64]) -> Sequences:
+        """The sequences `indices`, in that order."""
+        if self.offsets is None:
+            return Sequences(self.values[indices])
+        lengths = self.lengths[indices]
+        parts = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in indices]
+        return Sequences(np.concatenate(parts), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Sequences and their targets: classes `(cases,)` int64, or values `(cases, outputs)` float32."""
+
+    x: Sequences
+    y: NDArray[np.int64] | NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        """Check that there is one target for each sequence."""
+        if len(self.y) != self.x.cases:
+            raise DataError(f"There are {self.x.cases} sequences but {len(self.y)} targets; wanted one target each.")
+
+    @property
+    def cases(self) -> int:
+        """The number of sequences."""
+        return self.x.cases
+
+    def take(self, indices: NDArray[np.int64]) -> Split:
+        """The cases `indices`, in that order."""
+        return Split(self.x.take(indices), self.y[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A named data set: three splits, what is predicted, and the normalisation fitted on the training split.
+
+    `class_names` is empty and `target_normalisation` is set for `Task.REGRESS`, and the other way round.
+    """
+
+    name: str
+    task: Task
+    train: Split
+    validation: Split
+    test: Split
+    normalisation: Normalisation
+    class_names: tuple[str, ...] = ()
+    target_normalisation: Normalisation | None = None
+
+    @property
+    def channels(self) -> int:
+        """The number of values at each step."""
+        return self.train.x.channels
+
+    @property
+    def outputs(self) -> int:
+        """The number of classes, or of values to predict."""
+        return len(self.class_names) if self.task is Task.CLASSIFY else int(self.train.y.shape[1])
+
+    @property
+    def ragged(self) -> bool:
+        """Whether sequences may have different lengths, so that batches carry lengths."""
+        return any(split.x.offsets is not None for split in self.splits())
+
+    @property
+    def max_length(self) -> int:
+        """The number of steps of the longest sequence."""
+        return max(int(split.x.lengths.max()) for split in self.splits())
+
+    def splits(self) -> Iterator[Split]:
+        """Training, validation and test split, in this order."""
+        yield from (self.train, self.validation, self.test)
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of all arrays and the normalisation; equal data give an equal fingerprint."""
+        digest = hashlib.sha256(repr((self.task.value, self.normalisation, self.target_normalisation)).encode())
+        for split in self.splits():
+            for array in (split.x.values, split.x.offsets, split.y):
+                if array is not None:
+                    digest.update(f"{array.dtype.str}{array.shape}".encode())
+                    digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def _check_offsets(offsets: NDArray[np.int64], steps: int) -> None:
+    if offsets.ndim != 1 or len(offsets) < 2 or offsets.dtype.kind not in "iu":
+        raise DataError(f"offsets are {offsets.dtype} {offsets.shape}; wanted integers (cases + 1,).")
+    if offsets[0] != 0 or offsets[-1] != steps:
+        raise DataError(
+            f"offsets run from {offsets[0]} to {offsets[-1]}; wanted 0 to {steps}, the number of rows of X. "
+            "Case i is X[offsets[i] : offsets[i + 1]]."
+        )
+    short = np.flatnonzero(np.diff(offsets.astype(np.int64)) < 1)
+    if len(short):
+        raise DataError(f"Sequence {short[0]} has no steps (offsets must grow); {len(short)} such sequences in all.")
