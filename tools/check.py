@@ -49,7 +49,9 @@ def main(arguments: list[str]) -> int:
     names = list(available) if arguments == ["all"] else arguments
     unknown = [name for name in names if name not in available]
     if unknown or not names:
-        print(f"usage: check.py all | {' | '.join(available)}" + (f" (unknown: {', '.join(unknown)})" if unknown else ""))
+        print(
+            f"usage: check.py all | {' | '.join(available)}" + (f" (unknown: {', '.join(unknown)})" if unknown else "")
+        )
         return 2
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUTF8": "1"}
     results = []
@@ -71,8 +73,7 @@ def run(check: Check, environment: dict[str, str]) -> tuple[bool, str]:
         with subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
+            for line in process.stdout or ():
                 printed.append(line)
                 if not check.quiet:
                     print(line, end="", flush=True)

@@ -1,0 +1,70 @@
+"""What a user of the bare package relies on: a quick import, no optional dependency, a version that agrees."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import compressm
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONAL = ("typer", "click", "rich", "yaml", "matplotlib", "tensorboard", "sklearn", "scipy", "hypothesis", "pytest")
+IMPORT_SECONDS = 0.3
+
+PROBE = """
+import json, sys, time
+import numpy, torch
+before = set(sys.modules)
+start = time.perf_counter()
+import compressm
+seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "modules": sorted(set(sys.modules) - before)}))
+"""
+
+
+def probe() -> dict[str, object]:
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_import_is_quick() -> None:
+    # The best of three: the machine may be busy, the code is not slower for that.
+    assert min(float(str(probe()["seconds"])) for _ in range(3)) < IMPORT_SECONDS
+
+
+def test_import_takes_no_optional_dependency() -> None:
+    modules = probe()["modules"]
+    assert isinstance(modules, list)
+    assert "compressm" in modules
+    assert not [name for name in modules if name.split(".")[0] in OPTIONAL]
+    assert not [name for name in modules if name.startswith(("compressm.cli", "compressm.data", "compressm.testing"))]
+
+
+def test_version_is_the_project_files() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert compressm.__version__ == project["version"]
+    assert f"version: {project['version']}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_version_is_the_installed_ones() -> None:
+    try:
+        installed = metadata.version("compressm")
+    except metadata.PackageNotFoundError:
+        pytest.skip("compressm runs from its sources and is not installed")
+    assert compressm.__version__ == installed
+
+
+@pytest.mark.parametrize("name", compressm.__all__)
+def test_every_exported_name_exists(name: str) -> None:
+    assert getattr(compressm, name) is not None
+
+
+def test_typed() -> None:
+    assert (Path(compressm.__file__).parent / "py.typed").is_file()
