@@ -1,0 +1,48 @@
+"""One residual block around a state space layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressm.errors import ConfigError
+from compressm.layers.bidirectional import Bidirectional
+from compressm.layers.dense import DenseSSM
+from compressm.layers.lru import LRU
+from compressm.layers.norm import SequenceNorm
+
+
+class Block(nn.Module):
+    """x + dropout(GLU(dropout(GELU(ssm(norm(x)))))), with GLU(z) = a * sigmoid(b) for (a, b) = W z + w.
+
+    This is the block of the LRU's and CompreSSM's experiments (Orvieto et al. 2023, section 4; arXiv 2510.02823).
+    """
+
+    def __init__(self, norm: SequenceNorm, ssm: LRU | DenseSSM | Bidirectional, dropout: float) -> None:
+        super().__init__()
+        self.norm = norm
+        self.ssm = ssm
+        self.gate = nn.Linear(ssm.width, 2 * ssm.width)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The output (batch, L, H) for x (batch, L, H); `mask` (batch, L) is True where data is."""
+        return x + self._mix(self.ssm(self.norm(x, mask), mask=mask))
+
+    def initial_state(self, batch: int) -> Tensor:
+        """The state before the first step."""
+        return self._causal().initial_state(batch)
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The output (batch, H) and the next state for one input x (batch, H)."""
+        y, state = self._causal().step(self.norm.step(x), state)
+        return x + self._mix(y), state
+
+    def _mix(self, y: Tensor) -> Tensor:
+        y = functional.dropout(functional.gelu(y), self.dropout, self.training)
+        return functional.dropout(functional.glu(self.gate(y), dim=-1), self.dropout, self.training)
+
+    def _causal(self) -> LRU | DenseSSM:
+        if isinstance(self.ssm, Bidirectional):
+            raise ConfigError("A bidirectional model needs the whole sequence; streaming needs bidirectional=False.")
+        return self.ssm

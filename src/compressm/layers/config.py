@@ -1,0 +1,98 @@
+"""The settings of a sequence model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from compressm.errors import ConfigError
+from compressm.layers.lru import check_ring
+from compressm.layers.norm import NormKind
+
+
+class LayerKind(Enum):
+    """The state space layer inside each block."""
+
+    LRU = "lru"
+    DENSE = "dense"
+
+
+class Task(Enum):
+    """What the head of a model gives."""
+
+    CLASSIFY = "classify"  # one vector a sequence, from the mean over its valid steps
+    SEQUENCE = "sequence"  # one vector a step
+
+
+_LEAST = {"inputs": 1, "outputs": 1, "width": 1, "order": 0, "blocks": 0}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and kinds of a `SequenceModel`; the defaults are CompreSSM's sequential MNIST model (arXiv 2510.02823).
+
+    With a `vocabulary` the input is token ids (batch, L), embedded; otherwise (batch, L, inputs), through a linear
+    encoder. `r_min`, `r_max` and `max_phase` describe the ring of initial poles. Enums may be given by value.
+
+    Raises ConfigError for a value of the wrong type or outside its range.
+    """
+
+    layer: LayerKind = LayerKind.LRU
+    inputs: int = 1
+    outputs: int = 10
+    width: int = 8
+    order: int = 256
+    blocks: int = 1
+    task: Task = Task.CLASSIFY
+    vocabulary: int | None = None
+    norm: NormKind = NormKind.BATCH
+    dropout: float = 0.1
+    bidirectional: bool = False
+    r_min: float = 0.9
+    r_max: float = 0.999
+    max_phase: float = 2 * math.pi
+
+    def __post_init__(self) -> None:
+        for name, kind in (("layer", LayerKind), ("task", Task), ("norm", NormKind)):
+            object.__setattr__(self, name, _member(name, getattr(self, name), kind))
+        for name, least in _LEAST.items():
+            _check_integer(name, getattr(self, name), least)
+        if self.vocabulary is not None:
+            _check_integer("vocabulary", self.vocabulary, 1)
+        for name in ("dropout", "r_min", "r_max", "max_phase"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigError(f"{name} is {value!r}; wanted a number.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}; wanted 0 <= dropout < 1.")
+        if not isinstance(self.bidirectional, bool):
+            raise ConfigError(f"bidirectional is {self.bidirectional!r}; wanted true or false.")
+        check_ring("ModelConfig", self.r_min, self.r_max, self.max_phase)
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings as plain values, for JSON or YAML."""
+        return {k: v.value if isinstance(v, Enum) else v for k, v in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> ModelConfig:
+        """The settings from plain values; raises ConfigError for an unknown name."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(f"Unknown model settings {unknown}; wanted some of {known}.")
+        return cls(**values)  # type: ignore[arg-type]  # __post_init__ checks every value
+
+
+def _member(name: str, value: object, kind: type[Enum]) -> Enum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ConfigError(f"{name} is {value!r}; wanted one of {[m.value for m in kind]}.") from None
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} is {value!r}; wanted an integer of at least {least}.")

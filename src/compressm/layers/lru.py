@@ -1,0 +1,111 @@
+"""The linear recurrent unit of Orvieto et al. 2023."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from compressm.errors import ConfigError
+from compressm.ops import diagonal_lti
+
+
+class LRU(nn.Module):
+    """A diagonal complex recurrence with a real output (Orvieto et al. 2023, arXiv 2303.06349, eqs. 2, 6 and 7).
+
+    x_k = lambda x_{k-1} + exp(gamma_log) (B_re + i B_im) u_k and y_k = Re((C_re + i C_im) x_k) + D u_k, with
+    lambda = exp(-exp(nu_log) + i exp(theta_log)), which is stable for every value of the parameters.
+
+    Parameters, all real: nu_log, theta_log, gamma_log (N,); B_re, B_im (N, H); C_re, C_im (H, N); D (H,).
+    At the start |lambda|^2 is uniform on [r_min^2, r_max^2] and the phase on (0, max_phase] (Lemma 3.2), gamma is
+    sqrt(1 - |lambda|^2) (section 3.4), and re and im of B are N(0, 1 / 2H), of C N(0, 1 / N), D N(0, 1).
+
+    `width` H and `order` N are read off the parameters: resizing these in place is all it takes to change the order.
+
+    Raises ConfigError for a width below 1, a negative order, or a ring that is not 0 <= r_min < r_max < 1.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        order: int,
+        *,
+        r_min: float = 0.9,
+        r_max: float = 0.999,
+        max_phase: float = 2 * math.pi,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("LRU", width, order)
+        check_ring("LRU", r_min, r_max, max_phase)
+
+        def normal(variance: float, *shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape, generator=generator) * math.sqrt(variance))
+
+        radius = torch.rand(order, generator=generator, dtype=torch.float64)
+        phase = 1 - torch.rand(order, generator=generator, dtype=torch.float64)  # (0, 1]: the logarithm exists
+        nu = -0.5 * torch.log(radius * (r_max**2 - r_min**2) + r_min**2).clamp(min=-1e3)
+        self.nu_log = nn.Parameter(torch.log(nu).float())
+        self.theta_log = nn.Parameter(torch.log(max_phase * phase).float())
+        self.gamma_log = nn.Parameter((0.5 * torch.log(-torch.expm1(-2 * nu))).float())
+        self.B_re, self.B_im = normal(1 / (2 * width), order, width), normal(1 / (2 * width), order, width)
+        self.C_re, self.C_im = normal(1 / max(order, 1), width, order), normal(1 / max(order, 1), width, order)
+        self.D = normal(1.0, width)
+
+    @property
+    def width(self) -> int:
+        """The number H of inputs and outputs."""
+        return self.D.shape[0]
+
+    @property
+    def order(self) -> int:
+        """The number N of complex states."""
+        return self.nu_log.shape[0]
+
+    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The output (batch, L, H) for the input u (batch, L, H) from a zero state.
+
+        Where `mask` (batch, L) is False the input counts as zero; outputs there mean nothing.
+        """
+        if mask is not None:
+            u = u * mask[..., None]
+        nu, theta = self.nu_log.double().exp(), self.theta_log.double().exp()
+        gamma = self.gamma_log.exp()[:, None]
+        y = diagonal_lti(nu, theta, gamma * self.B_re, gamma * self.B_im, self.C_re, self.C_im, u)
+        return torch.addcmul(y, u, self.D.to(u.dtype))
+
+    def initial_state(self, batch: int) -> Tensor:
+        """The zero state (batch, N, 2): real and imaginary parts."""
+        return self.nu_log.new_zeros(batch, self.order, 2)
+
+    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The output (batch, H) and the next state (batch, N, 2) for one input u (batch, H)."""
+        pole = torch.polar(torch.exp(-self.nu_log.double().exp()), self.theta_log.double().exp())
+        pole_re, pole_im = pole.real.to(state.dtype), pole.imag.to(state.dtype)
+        gamma = self.gamma_log.exp()[:, None]
+        x_re, x_im = state.unbind(-1)
+        next_re = pole_re * x_re - pole_im * x_im + u @ (gamma * self.B_re).mT
+        next_im = pole_re * x_im + pole_im * x_re + u @ (gamma * self.B_im).mT
+        y = next_re @ self.C_re.mT - next_im @ self.C_im.mT + self.D * u
+        return y, torch.stack([next_re, next_im], dim=-1)
+
+    def extra_repr(self) -> str:
+        """Width and order."""
+        return f"width={self.width}, order={self.order}"
+
+
+def check_size(layer: str, width: int, order: int) -> None:
+    """Raise ConfigError unless a layer of this width and order exists."""
+    if width < 1:
+        raise ConfigError(f"{layer}: width is {width}; wanted 1 or more.")
+    if order < 0:
+        raise ConfigError(f"{layer}: order is {order}; wanted 0 or more.")
+
+
+def check_ring(layer: str, r_min: float, r_max: float, max_phase: float) -> None:
+    """Raise ConfigError unless the ring of initial poles lies inside the unit circle."""
+    if not 0 <= r_min < r_max < 1:
+        raise ConfigError(f"{layer}: r_min is {r_min} and r_max {r_max}; wanted 0 <= r_min < r_max < 1.")
+    if not 0 < max_phase <= 2 * math.pi:
+        raise ConfigError(f"{layer}: max_phase is {max_phase}; wanted more than 0 and at most 2 pi.")

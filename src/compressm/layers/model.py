@@ -1,0 +1,114 @@
+"""A stack of state space blocks with an encoder and a head."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from compressm.errors import ConfigError
+from compressm.layers.bidirectional import Bidirectional
+from compressm.layers.block import Block
+from compressm.layers.config import LayerKind, ModelConfig, Task
+from compressm.layers.dense import DenseSSM
+from compressm.layers.lru import LRU
+from compressm.layers.norm import build_norm
+
+
+class StreamState(NamedTuple):
+    """What a model carries from one time step to the next."""
+
+    blocks: tuple[Tensor, ...]
+    total: Tensor  # (batch, H): the sum of the features so far, for the mean that a classifier reads
+    steps: int
+
+
+class SequenceModel(nn.Module):
+    """Encoder, blocks, and a linear head; for classification on the mean over the valid steps of each sequence."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = (
+            nn.Linear(config.inputs, config.width)
+            if config.vocabulary is None
+            else nn.Embedding(config.vocabulary, config.width)
+        )
+        self.blocks = nn.ModuleList(
+            Block(build_norm(config.norm, config.width), _build_ssm(config), config.dropout)
+            for _ in range(config.blocks)
+        )
+        self.head = nn.Linear(config.width, config.outputs)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Class scores (batch, outputs), or (batch, L, outputs) for a sequence task.
+
+        x is (batch, L, inputs), or token ids (batch, L) with a vocabulary. `lengths` (batch,) are the numbers of
+        valid steps of a padded batch; None means all. What a sequence task gives at padded steps means nothing; a
+        sequence of length 0 is classified as if its features were zero.
+        """
+        mask = None if lengths is None else lengths_to_mask(lengths, x.shape[0], x.shape[1])
+        x = self.encoder(x)
+        for block in self.blocks:
+            x = block(x, mask)
+        if self.config.task is Task.CLASSIFY:
+            x = _mean(x, mask)
+        scores: Tensor = self.head(x)
+        return scores
+
+    def initial_state(self, batch: int) -> StreamState:
+        """The state before the first step."""
+        states = tuple(block.initial_state(batch) for block in self._blocks())
+        return StreamState(states, self.head.weight.new_zeros(batch, self.config.width), 0)
+
+    def step(self, x: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        """One time step: the scores (batch, outputs) and the next state.
+
+        x is (batch, inputs), or token ids (batch,). A classifier gives its scores for the sequence so far. Raises
+        ConfigError for a bidirectional model, and in training mode.
+        """
+        if self.training:
+            raise ConfigError("step() runs a trained model one time step at a time; call model.eval() first.")
+        x = self.encoder(x)
+        states = []
+        for block, before in zip(self._blocks(), state.blocks, strict=True):
+            x, after = block.step(x, before)
+            states.append(after)
+        total, steps = state.total + x, state.steps + 1
+        features = total / steps if self.config.task is Task.CLASSIFY else x
+        return self.head(features), StreamState(tuple(states), total, steps)
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+
+def lengths_to_mask(lengths: Tensor, batch: int, steps: int) -> Tensor:
+    """(batch, steps), True at the first `lengths[b]` positions of row b.
+
+    Raises ConfigError for a wrong shape, a length below 0 or above `steps`.
+    """
+    if tuple(lengths.shape) != (batch,):
+        raise ConfigError(f"lengths has shape {tuple(lengths.shape)}; wanted one length a sequence, ({batch},).")
+    if batch and not bool(((lengths >= 0) & (lengths <= steps)).all()):
+        raise ConfigError(
+            f"lengths lie between {int(lengths.min())} and {int(lengths.max())}; wanted 0 to {steps}, the padded length."
+        )
+    return torch.arange(steps, device=lengths.device) < lengths[:, None]
+
+
+def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return x.sum(1) / max(x.shape[1], 1)
+    valid = torch.where(mask[..., None], x, 0.0)
+    return valid.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _build_ssm(config: ModelConfig) -> LRU | DenseSSM | Bidirectional:
+    kind = {LayerKind.LRU: LRU, LayerKind.DENSE: DenseSSM}[config.layer]
+
+    def one() -> LRU | DenseSSM:
+        ring = {"r_min": config.r_min, "r_max": config.r_max, "max_phase": config.max_phase}
+        return kind(config.width, config.order, **ring)
+
+    return Bidirectional(one(), one()) if config.bidirectional else one()
