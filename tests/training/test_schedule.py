@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
-from compressm.errors import ConfigError
-from compressm.training.schedule import At, Every, Schedule, WarmupThenEvery, Window, schedule_from_dict
 from hypothesis import example, given
 from hypothesis import strategies as st
+
+from compressm.errors import ConfigError
+from compressm.training.schedule import At, Every, Schedule, WarmupThenEvery, Window, schedule_from_dict
 
 HORIZON = 90
 
@@ -71,7 +73,7 @@ def test_count_next_cut_and_is_cut_agree(schedule: Schedule) -> None:
 @example(Window(0, 11, 4))
 def test_the_gap_is_the_smallest_between_two_cuts(schedule: Schedule) -> None:
     steps = cuts(schedule, 400)
-    assert schedule.min_gap() == min((b - a for a, b in zip(steps, steps[1:], strict=False)), default=None)
+    assert schedule.min_gap() == min((b - a for a, b in pairwise(steps)), default=None)
 
 
 @given(schedules())
@@ -84,7 +86,7 @@ def test_a_window_makes_its_cuts_the_last_at_its_end(window: Window) -> None:
     steps = cuts(window)
     assert len(steps) == window.cuts
     assert steps[-1] == window.end
-    gaps = {b - a for a, b in zip([window.start, *steps], steps, strict=False)}
+    gaps = {b - a for a, b in pairwise([window.start, *steps])}
     assert max(gaps) - min(gaps) <= 1
 
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import ClassVar
 
 from compressm.errors import ConfigError
@@ -56,7 +57,7 @@ class At(Schedule):
         object.__setattr__(self, "steps", tuple(self.steps))
         for step in self.steps:
             _integer("At.steps", step, at_least=1)
-        if not self.steps or any(b <= a for a, b in zip(self.steps, self.steps[1:], strict=False)):
+        if not self.steps or any(b <= a for a, b in pairwise(self.steps)):
             raise ConfigError(f"At.steps is {list(self.steps)}; wanted one step or more, each larger than the last.")
 
     def count(self, step: int) -> int:
@@ -66,7 +67,7 @@ class At(Schedule):
         return self.steps[k - 1] if 1 <= k <= len(self.steps) else None
 
     def min_gap(self) -> int | None:
-        return min((b - a for a, b in zip(self.steps, self.steps[1:], strict=False)), default=None)
+        return min((b - a for a, b in pairwise(self.steps)), default=None)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Window(Schedule):
 
 @dataclass(frozen=True)
 class Every(Schedule):
-    """A cut every `interval` steps after `start`: at start + k interval, k = 1, 2, ..., while that is at most `stop`."""
+    """A cut every `interval` steps after `start`: at start + k interval, k = 1, 2, ..., while at most `stop`."""
 
     kind: ClassVar[str] = "every"
     interval: int
