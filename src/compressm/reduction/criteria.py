@@ -30,10 +30,11 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class OrderChoice:
-    """At most `states` balanced states, to be stored in at most `slots`."""
+    """At most `states` balanced states, to be stored in at most `slots` stored states, or exactly that many."""
 
     states: int
     slots: int
+    exact: bool = False
 
 
 class Criterion(ABC):
@@ -163,7 +164,7 @@ class OrderPolicy:
         if slots >= n or slots > (1 - self.minimum_gain) * n:
             return None
         if slots > wanted or self.multiple > 1:  # room was added: use it, and do not go beyond it
-            return OrderChoice(slots * per, slots)
+            return OrderChoice(slots * per, slots, exact=self.multiple > 1)
         return OrderChoice(choice.states, min(choice.slots, n))
 
 

@@ -1,0 +1,175 @@
+"""One reduction of one system, with the checks that make it safe to store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from compressm.errors import UnsupportedReductionError
+from compressm.linalg.balancing import numerical_rank
+from compressm.linalg.forms import Frame, in_frame
+from compressm.linalg.gramians import GramianFactors
+from compressm.linalg.hankel import HankelSpectrum
+from compressm.linalg.modal import modal_basis
+from compressm.linalg.statespace import StateSpace
+from compressm.reduction.criteria import OrderChoice
+from compressm.reduction.reducers import Projected, Reducer
+from compressm.reduction.result import ConjugateLinear, GramianSource, Reduction
+from compressm.reduction.selection import select_states
+from compressm.reduction.slots import StoredSystem, nothing, pad, store
+
+
+@dataclass(frozen=True, eq=False)
+class Weighting:
+    """Gramian factors with where they come from, and their spectrum."""
+
+    factors: GramianFactors
+    spectrum: HankelSpectrum
+    controllability: GramianSource
+    observability: GramianSource
+    horizon: int | None = None
+
+    @property
+    def guarantees_stability(self) -> bool:
+        """One Gramian that solves its infinite-horizon Lyapunov equation is enough for a stable truncation."""
+        white = GramianSource.WHITE in (self.controllability, self.observability)
+        return white and self.horizon is None
+
+    @property
+    def is_white(self) -> bool:
+        """Whether both are the classical Gramians, for which the error bound holds."""
+        both = self.controllability is self.observability is GramianSource.WHITE
+        return both and self.horizon is None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a reduced system must satisfy to be stored.
+
+    `conditioning`: the largest condition number of the eigenvectors of the reduced state matrix. `slowdown`: where
+    the Gramians do not guarantee stability, 1 - |pole| must stay above (1 - spectral radius of the layer) / slowdown.
+    """
+
+    conditioning: float = 1e5
+    slowdown: float = 100.0
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a reduction was not made; `unstable` asks for other Gramians."""
+
+    reason: str
+    unstable: bool = False
+
+
+def reduce_diagonal(
+    system: StateSpace, weighting: Weighting, choice: OrderChoice, reducer: Reducer, limits: Limits
+) -> Reduction | Refusal:
+    """Reduce a system for a layer with diagonal complex states.
+
+    Takes the largest order not above `choice.states` whose conjugate pairs and real poles fit `choice.slots` stored
+    states and whose state matrix can be diagonalized within `limits.conditioning`.
+    """
+    frame = weighting.factors.frame
+    dense = in_frame(system, frame)
+    rank = numerical_rank(weighting.spectrum.values)
+    notes: list[str] = []
+    for states in range(min(choice.states, rank), 0, -1):
+        projected = reducer.reduce(dense, weighting.factors, weighting.spectrum, states)
+        refusal = _check_stability(system, projected, weighting, limits)
+        if refusal is not None:
+            return refusal
+        basis = modal_basis(projected.system.a, merge_pairs=frame is Frame.REAL)
+        if not basis.conditioning <= limits.conditioning:
+            notes.append(f"{states} states: eigenvectors too ill-conditioned ({basis.conditioning:.1e}); lower order tried")
+            continue
+        if basis.slots <= choice.slots:
+            return _reduction(store(system, projected, basis, frame), choice, basis.conditioning, weighting, notes)
+    if rank == 0:
+        return _reduction(nothing(system), replace(choice, slots=max(choice.slots, 1), exact=True), 1.0, weighting, notes)
+    return Refusal("no order could be diagonalized: " + "; ".join(notes[-2:]))
+
+
+def reduce_dense(
+    system: StateSpace, weighting: Weighting, choice: OrderChoice, reducer: Reducer, limits: Limits
+) -> Reduction | Refusal:
+    """Reduce a real system for a layer with a dense real state matrix."""
+    rank = numerical_rank(weighting.spectrum.values)
+    states = min(choice.states, rank)
+    notes = [] if states == choice.states else [f"numerical rank is {rank}: {choice.states} states cannot be told apart"]
+    if states == 0:
+        states, system_ = 1, select_dense(system)
+        maps = torch.zeros(1, system.order, dtype=torch.float64)
+        return Reduction(
+            system_, 0, ConjugateLinear(maps), ConjugateLinear(maps.mT), None, 1.0, *_sources(weighting), tuple(notes)
+        )
+    projected = reducer.reduce(system, weighting.factors, weighting.spectrum, states)
+    refusal = _check_stability(system, projected, weighting, limits)
+    if refusal is not None:
+        return refusal
+    restrict, embed = ConjugateLinear(projected.projection.w.mT), ConjugateLinear(projected.projection.v)
+    return Reduction(projected.system, states, restrict, embed, None, 1.0, *_sources(weighting), tuple(notes))
+
+
+def reduce_by_selection(system: StateSpace, keep: torch.Tensor) -> Reduction:
+    """Keep the states `keep` of a diagonal system as they are."""
+    rows = torch.eye(system.order, dtype=torch.complex128)[keep]
+    maps = ConjugateLinear(rows), ConjugateLinear(rows.mT.clone())
+    order = len(keep) * (2 if system.is_complex and system.output == "real" else 1)
+    return Reduction(
+        select_states(system, keep), order, *maps, keep, 1.0, GramianSource.WHITE, GramianSource.WHITE
+    )
+
+
+def select_dense(system: StateSpace) -> StateSpace:
+    """One idle state for a dense system whose map is zero."""
+    one = torch.full((1, 1), 0.5, dtype=torch.float64)
+    b = torch.full((1, system.inputs), 1 / max(system.inputs, 1) ** 0.5, dtype=torch.float64)
+    return replace(system, a=one, b=b, c=torch.zeros(system.outputs, 1, dtype=torch.float64), log_a=None)
+
+
+def _reduction(
+    stored: StoredSystem, choice: OrderChoice, conditioning: float, weighting: Weighting, notes: list[str]
+) -> Reduction:
+    if choice.exact:
+        stored = pad(stored, choice.slots)
+    return Reduction(
+        stored.system,
+        stored.real_order,
+        stored.restrict,
+        stored.embed,
+        None,
+        conditioning,
+        *_sources(weighting),
+        tuple(notes),
+    )
+
+
+def _sources(weighting: Weighting) -> tuple[GramianSource, GramianSource]:
+    return weighting.controllability, weighting.observability
+
+
+def _check_stability(system: StateSpace, projected: Projected, weighting: Weighting, limits: Limits) -> Refusal | None:
+    radius = float(projected.system.spectral_radius().max())
+    if weighting.guarantees_stability:
+        limit = 1.0
+    else:
+        gap = -torch.expm1(system.log_a.real.max()) if system.log_a is not None else 1 - system.spectral_radius().max()
+        limit = 1 - float(gap) / limits.slowdown
+    if radius < min(limit, 1.0):
+        return None
+    return Refusal(
+        f"the reduced system of {projected.system.order} states has the spectral radius {radius:.6g}, "
+        f"the limit is {limit:.6g}",
+        unstable=True,
+    )
+
+
+def require_feedthrough(reducer: Reducer, full_feedthrough: bool, name: str) -> None:
+    """Raise UnsupportedReductionError where a reducer changes D and the layer has no full D."""
+    if reducer.changes_feedthrough and not full_feedthrough:
+        raise UnsupportedReductionError(
+            f"{name}: {type(reducer).__name__} changes D to a full p x m matrix, which this layer cannot store (its D is "
+            f"diagonal or absent). Use BalancedTruncation, or a layer with a full D."
+        )

@@ -1,0 +1,123 @@
+"""Operators that make a system smaller, in the form in which its layer can store it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from compressm.errors import UnsupportedReductionError
+from compressm.linalg.balancing import BalancingMethod, Projection, balancing_projection, numerical_rank
+from compressm.linalg.forms import strictly_causal
+from compressm.linalg.gramians import GramianFactors
+from compressm.linalg.hankel import HankelSpectrum
+from compressm.linalg.statespace import StateSpace
+
+
+class Keep(Enum):
+    """Which balanced states survive; all but LARGEST are for ablation studies."""
+
+    LARGEST = "largest"
+    RANDOM = "random"
+    SMALLEST = "smallest"
+
+
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """A reduced dense system in the frame it was balanced in, with the bases that relate it to the full one."""
+
+    system: StateSpace
+    projection: Projection
+
+
+class Reducer(ABC):
+    """From a dense system, its Gramian factors and their spectrum to a smaller dense system of a given order."""
+
+    changes_feedthrough: bool = False  # whether D changes: only for layers with a full D
+    has_bound: bool = True  # whether |G - G_r|_inf <= 2 * tail under white Gramians
+
+    def balanced_system(self, system: StateSpace) -> StateSpace:
+        """The system whose Gramians are to be balanced; the system itself unless the method says otherwise."""
+        return system
+
+    @abstractmethod
+    def reduce(self, dense: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
+        """The reduced system with `states` states; at most `numerical_rank` of them can be kept."""
+
+
+@dataclass(frozen=True)
+class BalancedTruncation(Reducer):
+    """Balance and drop: A_r = W* A V, B_r = W* B, C_r = C V, D_r = D (Moore 1981; Antoulas 2005, section 7.1).
+
+    Matches G at infinite frequency. With white infinite-horizon Gramians A_r is stable and
+    sigma_{r+1} <= |G - G_r|_inf <= 2 * (sigma_{r+1} + ... + sigma_n).
+    """
+
+    method: BalancingMethod = BalancingMethod.SQUARE_ROOT
+    keep: Keep = Keep.LARGEST
+    seed: int = 0
+
+    @property
+    def has_bound(self) -> bool:  # type: ignore[override]
+        """Only where the largest values are kept."""
+        return self.keep is Keep.LARGEST
+
+    def reduce(self, dense: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
+        """The truncated balanced system."""
+        kept = _kept_states(self.keep, self.seed, numerical_rank(spectrum.values), states)
+        projection = balancing_projection(factors, spectrum, kept, self.method)
+        return Projected(projection.apply(dense), projection)
+
+
+@dataclass(frozen=True)
+class SingularPerturbation(Reducer):
+    """Balance and set the dropped states to their steady state; matches the gain at zero frequency, G(1).
+
+    With the textbook convention y_k = C' x_{k-1} + D' u_k (C' = C A, D' = D + C B) and the balanced blocks
+    A_11 .. A_22: A_s = A_11 + A_12 M A_21, B_s = B_1 + A_12 M B_2, C_s = C_1 + C_2 M A_21, D_s = D' + C_2 M B_2,
+    M = (I - A_22)^{-1} (Liu and Anderson 1989). Same bound as balanced truncation, with the Hankel singular values
+    of the textbook form. Going back to y_k = C x_k + D u_k needs A_s invertible and changes D to a full matrix.
+    """
+
+    changes_feedthrough = True
+
+    def balanced_system(self, system: StateSpace) -> StateSpace:
+        """The textbook form, whose Gramian Q is that of (C A, A)."""
+        return strictly_causal(system)
+
+    def reduce(self, dense: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
+        """The residualized balanced system."""
+        rank = numerical_rank(spectrum.values)
+        r = min(states, rank)
+        projection = balancing_projection(factors, spectrum, torch.arange(rank))
+        full = projection.apply(strictly_causal(dense))
+        a, b, c, d = full.a, full.b, full.c, full.d
+        feed = torch.zeros(dense.outputs, dense.inputs, dtype=a.dtype) if d is None else d
+        steady = torch.linalg.solve(
+            torch.eye(rank - r, dtype=a.dtype) - a[r:, r:], torch.cat([a[r:, :r], b[r:].to(a.dtype)], -1)
+        )
+        a_s = a[:r, :r] + a[:r, r:] @ steady[:, :r]
+        b_s = b[:r] + a[:r, r:] @ steady[:, r:]
+        c_s = c[:, :r] + c[:, r:] @ steady[:, :r]
+        d_s = feed + c[:, r:] @ steady[:, r:]
+        condition = float(torch.linalg.cond(a_s)) if r else 1.0
+        if not condition < 1e8:
+            raise UnsupportedReductionError(
+                f"Singular perturbation to {r} states gives a state matrix with condition number {condition:.1e}, which "
+                f"cannot be stored with the output after the state update; use balanced truncation or another order."
+            )
+        c_r = torch.linalg.solve(a_s.mT, c_s.mT).mT
+        system = replace(dense, a=a_s, b=b_s, c=c_r, d=d_s - c_r @ b_s, log_a=None)
+        return Projected(system, Projection(projection.v[:, :r], projection.w[:, :r]))
+
+
+def _kept_states(keep: Keep, seed: int, rank: int, states: int) -> Tensor:
+    states = min(states, rank)
+    if keep is Keep.LARGEST:
+        return torch.arange(states)
+    if keep is Keep.SMALLEST:
+        return torch.arange(rank - states, rank)
+    return torch.randperm(rank, generator=torch.Generator().manual_seed(seed))[:states].sort().values
