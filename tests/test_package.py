@@ -61,9 +61,12 @@ def test_version_is_the_installed_ones() -> None:
     assert compressm.__version__ == installed
 
 
-@pytest.mark.parametrize("name", compressm.__all__)
-def test_every_exported_name_exists(name: str) -> None:
-    assert getattr(compressm, name) is not None
+@pytest.mark.parametrize(
+    "name",
+    ["InTrainingCompressor", "analyze", "compress_", "load_checkpoint", "save_checkpoint"],
+)
+def test_the_readmes_names_are_exported(name: str) -> None:
+    assert getattr(compressm, name).__module__.startswith("compressm.")
 
 
 def test_typed() -> None:
