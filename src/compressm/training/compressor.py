@@ -1,0 +1,297 @@
+"""Compression inside a training loop, in two lines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from compressm.adapters.base import StateSpaceAdapter
+from compressm.adapters.calibration import Calibration
+from compressm.adapters.registry import LayerRef, find_layers
+from compressm.compress import compress_
+from compressm.errors import AdapterError, CompressmError, ConfigError, SurgeryError
+from compressm.reduction.criteria import Criterion
+from compressm.reduction.result import GramianSource
+from compressm.reduction.settings import CompressionSettings
+from compressm.surgery.snapshot import Snapshot
+from compressm.training.guard import Guard
+from compressm.training.history import Cut, Event, History, RolledBack, Skipped
+from compressm.training.interrupts import held_interrupts
+from compressm.training.plan import make_plan
+from compressm.training.probe import Probe
+from compressm.training.schedule import Schedule
+from compressm.training.state import VERSION, check_state, probe_from_state, probe_to_state
+from compressm.training.watch import StepWatch
+
+_log = logging.getLogger(__name__)
+
+
+class OnError(Enum):
+    """What to do where a cut cannot be made (an unstable layer, weights that are not finite, ...)."""
+
+    RAISE = "raise"
+    SKIP = "skip"  # log a warning, record a `Skipped` event, leave the model as it is, go on
+
+
+class Stateful(Protocol):
+    """What a learning-rate scheduler or gradient scaler offers for a rollback."""
+
+    def state_dict(self) -> dict[str, object]: ...
+    def load_state_dict(self, state_dict: dict[str, object]) -> None: ...
+
+
+class InTrainingCompressor:
+    """Cuts the state space layers of a model while it trains (Chahine et al. 2026, arXiv 2510.02823).
+
+    In a plain loop::
+
+        compressor = InTrainingCompressor(model, optimizer, total_steps=10_000)
+        for x, y in batches:
+            loss_function(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            compressor.step()
+
+    `step()` belongs after the optimizer's step (and the scheduler's and gradient scaler's), before the next forward
+    pass. It counts optimizer steps, captures the layers' inputs and output gradients in the `calibration_steps`
+    steps before each cut, cuts, and runs the guard. Parameters are resized in place: the optimizer, its groups,
+    schedulers and hooks stay the same objects.
+
+    * `optimizer`: one or several; every one that holds parameters of the state space layers.
+    * `schedule` says when to cut; with `total_steps` instead, the preset's own schedule for a run of that length.
+    * `settings`: `CompressionSettings` or the name of a preset ("default", "paper").
+    * `criteria`: the k-th cut uses the k-th of them, later cuts the last one; otherwise the settings' criterion.
+    * `guard`: takes a cut back that made a metric worse; `scheduler` (one or several) and `grad_scaler` are then
+      rolled back too. Data are not rewound.
+    * `on_cut` is called with the `Cut` event after each cut, `on_error` says what happens where one cannot be made.
+
+    Raises ConfigError for settings that contradict each other, AdapterError where the model has no layer to cut.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        total_steps: int | None = None,
+        schedule: Schedule | None = None,
+        settings: CompressionSettings | str | None = None,
+        criteria: Sequence[Criterion] = (),
+        guard: Guard | None = None,
+        scheduler: Stateful | Sequence[Stateful] = (),
+        grad_scaler: Stateful | None = None,
+        calibration_steps: int = 2,
+        adapters: Mapping[type[nn.Module], StateSpaceAdapter] | None = None,
+        on_cut: Callable[[Cut], None] | None = None,
+        on_error: OnError = OnError.SKIP,
+    ) -> None:
+        self.plan = make_plan(schedule, total_steps, settings, criteria, calibration_steps, guard)
+        self.model = model
+        self._optimizers = tuple(optimizer) if isinstance(optimizer, Sequence) else (optimizer,)
+        schedulers = tuple(scheduler) if isinstance(scheduler, Sequence) else (scheduler,)
+        self._restorable = schedulers if grad_scaler is None else (*schedulers, grad_scaler)
+        self._adapters, self._on_cut, self._on_error = adapters, on_cut, on_error
+        layers = _layers(model, adapters)
+        self.history = History({x.name: x.adapter.read(x.module).order for x in layers})
+        self._steps, self._stopped, self._closed = 0, False, False
+        self._first_spectra: dict[str, Tensor] = {}
+        self._probe: Probe | None = None
+        gradients = self.plan.settings.observability is GramianSource.LOSS
+        self._calibration = Calibration(model, adapters=adapters, capture_gradients=gradients)
+        self._watch = StepWatch(self._optimizers)
+        self._arrange_capture()
+
+    @property
+    def steps(self) -> int:
+        """The number of optimizer steps counted; a rollback sets it back to the cut."""
+        return self._steps
+
+    @property
+    def pending_probe(self) -> bool:
+        """Whether the guard has yet to judge a cut."""
+        return self._probe is not None
+
+    def orders(self) -> dict[str, int]:
+        """Each layer's present order (stored states) by the layer's name."""
+        return {name: series[-1][1] for name, series in self.history.orders().items()}
+
+    def step(self) -> tuple[Event, ...]:
+        """Count one optimizer step and do what is due after it; the events of this step, mostly none.
+
+        A Ctrl-C that arrives meanwhile is delivered at the end, when everything is whole; a second one at once.
+        Raises SurgeryError inside an optimizer's closure and after `close`; nothing was counted or changed then.
+        """
+        if self._closed:
+            raise SurgeryError("This compressor was closed; make a new one to go on cutting.")
+        self._watch.require_outside()
+        with held_interrupts():
+            self._steps += 1
+            try:
+                events = self._due()
+            finally:
+                self._arrange_capture()
+        return events
+
+    def finish(self) -> tuple[Event, ...]:
+        """Let the guard judge a cut it has not judged yet, then close; a `with` block without an error ends with this."""
+        if self._closed:
+            return ()
+        with held_interrupts():
+            try:
+                return () if self._probe is None else self._judge(self._probe)
+            finally:
+                self.close()
+
+    def close(self) -> None:
+        """Remove every hook and drop captures and a pending probe; the model stays as it is."""
+        self._closed, self._probe = True, None
+        self._calibration.stop()
+        self._calibration.clear()
+        self._watch.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All it takes to go on exactly: nested dictionaries and lists of numbers, texts and tensors.
+
+        Captures of the steps before a cut are included, and so is a pending probe's copy of model and optimizer.
+        """
+        return {
+            "version": VERSION,
+            "fingerprint": self.plan.fingerprint(),
+            "steps": self._steps,
+            "stopped": self._stopped,
+            "history": self.history.to_dict(),
+            "first_spectra": dict(self._first_spectra),
+            "calibration": self._calibration.state_dict(),
+            "probe": probe_to_state(self._probe),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned; model and optimizers are loaded by `load_checkpoint`, before this.
+
+        Raises ConfigError, naming what differs, where this compressor's settings or layers are others; nothing has
+        changed then.
+        """
+        check_state(state, self.plan, list(self.history.initial))
+        history = History.from_dict(state["history"])
+        probe = probe_from_state(state["probe"], self.model, self._optimizers, self._restorable)
+        self._calibration.stop()
+        self._calibration.load_state_dict(state["calibration"])
+        self.history, self._probe = history, probe
+        self._steps, self._stopped = int(state["steps"]), bool(state["stopped"])
+        self._first_spectra = dict(state["first_spectra"])
+        self._arrange_capture()
+
+    def __enter__(self) -> InTrainingCompressor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.close()
+
+    def _due(self) -> tuple[Event, ...]:
+        guard, probe, events = self.plan.guard, self._probe, ()
+        if guard is not None and probe is not None and self._steps >= probe.cut.step + guard.probe_after:
+            events = self._judge(probe)
+        if not events and not self._stopped and self.plan.schedule.is_cut(self._steps):
+            events = (self._cut(),)
+        return events
+
+    def _cut(self) -> Event:
+        settings = self.plan.settings_at(self._steps)
+        self._calibration.stop()
+        try:
+            before, snapshot = self._before_cut()
+            report = compress_(
+                self.model,
+                settings,
+                optimizer=self._optimizers,
+                calibration=self._calibration,
+                adapters=self._adapters,
+                first_spectra=self._first_spectra,
+            )
+        except (CompressmError, torch.linalg.LinAlgError) as error:
+            if self._on_error is OnError.RAISE or isinstance(error, ConfigError):
+                raise
+            skipped = Skipped(self._steps, str(error))
+            self.history.add(skipped)
+            _log.warning("%s", skipped)
+            return skipped
+        finally:
+            self._calibration.clear()
+        cut = Cut(self._steps, report)
+        if snapshot is not None and cut.changed:
+            self._probe = Probe(cut, before, snapshot, self.history.events, dict(self._first_spectra))
+        for layer in report.layers:
+            values = torch.tensor(layer.hankel_singular_values, dtype=torch.float64)
+            self._first_spectra.setdefault(layer.name, values)
+        self.history.add(cut)
+        _log.info("%s (%.2f s)", cut, report.seconds)
+        if self._on_cut is not None:
+            self._on_cut(cut)
+        return cut
+
+    def _before_cut(self) -> tuple[float, Snapshot | None]:
+        guard = self.plan.guard
+        if guard is None:
+            return 0.0, None
+        return guard.measure(self.model), Snapshot.take(self.model, self._optimizers, self._restorable)
+
+    def _judge(self, probe: Probe) -> tuple[Event, ...]:
+        guard = self.plan.guard
+        if guard is None:
+            return ()
+        with self._not_capturing():
+            after = guard.measure(self.model)
+        self._probe = None
+        if not guard.refuses(probe.before, after):
+            return ()
+        probe.snapshot.restore()
+        event = RolledBack(self._steps, probe.cut.step, probe.before, after, guard.allowed, probe.cut.report)
+        self._steps, self._first_spectra = probe.cut.step, probe.first_spectra
+        self.history = History(self.history.initial, (*probe.events, event))
+        self._stopped = guard.stop_after_rollback
+        self._calibration.stop()
+        self._calibration.clear()
+        _log.warning("%s", event)
+        return (event,)
+
+    def _arrange_capture(self) -> None:
+        if self._closed:
+            return
+        if not self._stopped and self.plan.captures_after(self._steps):
+            self._calibration.start()
+        else:
+            self._calibration.stop()
+
+    @contextmanager
+    def _not_capturing(self) -> Iterator[None]:
+        self._calibration.stop()
+        try:
+            yield
+        finally:
+            self._arrange_capture()
+
+
+def _layers(model: nn.Module, adapters: Mapping[type[nn.Module], StateSpaceAdapter] | None) -> list[LayerRef]:
+    """The layers to cut; AdapterError, naming what was looked at, where there is none."""
+    layers = find_layers(model, adapters)
+    if not layers:
+        kinds = sorted({type(m).__name__ for m in model.modules()})
+        raise AdapterError(
+            f"{type(model).__name__} has no state space layer that an adapter knows; looked at modules of the kinds "
+            f"{', '.join(kinds)}. Register an adapter for yours (compressm.adapters.register_adapter) or give "
+            "adapters={TheirLayer: TheirLayerAdapter()}."
+        )
+    return layers

@@ -1,0 +1,65 @@
+"""What a compressor writes into a checkpoint: nested dictionaries and lists of numbers, texts and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from compressm.errors import ConfigError
+from compressm.surgery.snapshot import Snapshot
+from compressm.training.history import Cut, History
+from compressm.training.plan import CutPlan, differences
+from compressm.training.probe import Probe
+
+VERSION = 1
+_KEYS = ("steps", "stopped", "history", "first_spectra", "calibration", "probe")
+
+
+def check_state(state: Mapping[str, Any], plan: CutPlan, layers: Sequence[str]) -> None:
+    """Raise ConfigError unless `state` was written by a compressor with this plan for a model with these layers."""
+    version = state.get("version")
+    if version != VERSION:
+        raise ConfigError(
+            f"The compressor's state has version {version!r}; this library reads {VERSION}. "
+            "Give what state_dict() returned, and update the library where the version is newer."
+        )
+    if missing := [key for key in ("fingerprint", *_KEYS) if key not in state]:
+        raise ConfigError(f"The compressor's state lacks {missing}; give all that state_dict() returned.")
+    if found := differences(state["fingerprint"], plan.fingerprint()):
+        raise ConfigError(
+            "The saved run was compressed under other settings; make the compressor with the same ones to go on from "
+            "it: " + "; ".join(found) + "."
+        )
+    saved = History.from_dict(state["history"]).initial
+    if sorted(saved) != sorted(layers):
+        raise ConfigError(f"The saved run has the layers {sorted(saved)} and this model {sorted(layers)}.")
+
+
+def probe_to_state(probe: Probe | None) -> dict[str, Any] | None:
+    """A pending probe, its snapshot included."""
+    if probe is None:
+        return None
+    history = History({}, (*probe.events, probe.cut)).to_dict()
+    return {
+        "events": history["events"],  # the cut to judge comes last
+        "before": str(probe.before),  # may be NaN
+        "snapshot": probe.snapshot.state_dict(),
+        "first_spectra": dict(probe.first_spectra),
+    }
+
+
+def probe_from_state(
+    state: Mapping[str, Any] | None, model: nn.Module, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]
+) -> Probe | None:
+    """The probe that `probe_to_state` wrote, for the same training objects."""
+    if state is None:
+        return None
+    *events, cut = History.from_dict({"initial": {}, "events": state["events"]}).events
+    if not isinstance(cut, Cut):
+        raise ConfigError(f"The compressor's state has a pending probe of {cut!r}; wanted a cut.")
+    snapshot = Snapshot.from_state_dict(state["snapshot"], model, optimizers, schedulers)
+    spectra: dict[str, Tensor] = dict(state["first_spectra"])
+    return Probe(cut, float(state["before"]), snapshot, tuple(events), spectra)

@@ -1,0 +1,296 @@
+"""The compressor in a real loop with real cuts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from compressm.errors import AdapterError, CompressmError, ConfigError, SurgeryError
+from compressm.layers import LRU
+from compressm.reduction.criteria import FixedFraction, FixedOrder, HankelEnergy, Reference
+from compressm.reduction.result import GramianSource
+from compressm.training import PRESETS, At, Cut, Every, Guard, InTrainingCompressor, OnError, Skipped
+
+RunFactory = Callable[..., Any]
+FIXED = (FixedOrder(8), FixedOrder(5))
+
+
+def hooks(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    on_optimizer = len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+    return on_optimizer + sum(len(getattr(m, n)) for m in model.modules() for n in names)
+
+
+def test_two_cuts_in_a_run(make_run: RunFactory) -> None:
+    seen: list[Cut] = []
+    run = make_run(schedule=At((4, 9)), criteria=FIXED, on_cut=seen.append)
+    uncut = make_run(compress=False)
+    parameters = {n: id(p) for n, p in run.model.named_parameters()}
+    groups = [id(g) for g in run.optimizer.param_groups]
+    for _ in range(16):
+        run.train(1)
+        uncut.train(1)
+        assert run.optimizer.param_groups[0]["lr"] == uncut.optimizer.param_groups[0]["lr"]
+    assert run.orders() == [5, 5]
+    assert list(run.compressor.orders().values()) == [5, 5]
+    assert [e.step for e in run.compressor.history] == [4, 9]
+    assert seen == list(run.compressor.history.cuts)
+    assert list(run.compressor.history.orders().values()) == [[(0, 12), (4, 8), (9, 5)]] * 2
+    assert {n: id(p) for n, p in run.model.named_parameters()} == parameters
+    assert [id(g) for g in run.optimizer.param_groups] == groups
+    assert run.scheduler.optimizer is run.optimizer
+    assert run.losses[:4] == uncut.losses[:4]
+    assert torch.isfinite(torch.tensor(run.losses)).all()
+    assert all(run.optimizer.state[p]["exp_avg"].shape == p.shape for p in run.model.parameters())
+    before = [p.detach().clone() for p in run.model.parameters()]
+    run.train(1)
+    assert all(not torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
+
+
+def test_step_returns_the_events_of_that_step(make_run: RunFactory) -> None:
+    run = make_run(schedule=At((3,)), criteria=FIXED)
+    assert [len(run.train(1)) for _ in range(5)] == [0, 0, 1, 0, 0]
+
+
+def test_cuts_are_logged_in_one_line(make_run: RunFactory, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "compressm.training")
+    make_run(schedule=At((2,)), criteria=FIXED).train(4)
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith("compressm.training")]
+    assert len(lines) == 1
+    assert "step 2" in lines[0]
+    assert "12 -> 8" in lines[0]
+
+
+@pytest.mark.parametrize(("steps", "wanted"), [(0, GramianSource.WHITE), (2, GramianSource.DATA)])
+def test_the_layers_inputs_are_captured_before_a_cut(make_run: RunFactory, steps: int, wanted: GramianSource) -> None:
+    run = make_run(schedule=At((4,)), criteria=FIXED, calibration_steps=steps)
+    (cut,) = run.train(5)
+    for layer in cut.report.layers:
+        assert layer.controllability == wanted.value
+        assert (layer.output_change is not None) is (steps > 0)
+
+
+def test_the_papers_preset_measures_the_output_change_too(make_run: RunFactory) -> None:
+    run = make_run(schedule=At((4,)), criteria=FIXED, settings="paper")
+    (cut,) = run.train(5)
+    for layer in cut.report.layers:
+        assert (layer.controllability, layer.observability) == ("white", "white")
+        assert layer.output_change is not None
+        assert layer.bound is not None
+
+
+def test_capture_is_on_in_the_steps_before_a_cut_only(make_run: RunFactory) -> None:
+    run = make_run(schedule=At((6,)), criteria=FIXED, calibration_steps=2)
+    idle = hooks(run.model, run.optimizer)
+    on = []
+    for _ in range(8):
+        on.append(hooks(run.model, run.optimizer) > idle)
+        run.train(1)
+    assert on == [False, False, False, False, True, True, False, False]
+
+
+def test_a_cut_right_after_the_first_step_is_captured(make_run: RunFactory) -> None:
+    run = make_run(schedule=At((1,)), criteria=FIXED)
+    (cut,) = run.train(1)
+    assert cut.report.layers[0].controllability == "data"
+
+
+def test_closing_removes_every_hook(make_run: RunFactory) -> None:
+    bare = make_run(compress=False)
+    run = make_run(schedule=At((2,)), criteria=FIXED)
+    run.train(1)
+    run.compressor.close()
+    assert hooks(run.model, run.optimizer) == hooks(bare.model, bare.optimizer)
+    with pytest.raises(SurgeryError, match="closed"):
+        run.compressor.step()
+    run.compressor.close()
+    assert run.compressor.finish() == ()
+
+
+def test_the_first_spectrum_stays_the_reference(make_run: RunFactory) -> None:
+    run = make_run(schedule=At((2, 4, 6)), criteria=[HankelEnergy(0.3, Reference.INITIAL)])
+    run.train(2)
+    first = {k: v.clone() for k, v in run.compressor.state_dict()["first_spectra"].items()}
+    run.train(5)
+    after = run.compressor.state_dict()["first_spectra"]
+    assert len(first) == 2
+    assert all(torch.equal(first[k], after[k]) for k in first)
+    current = make_run(schedule=At((2, 4, 6)), criteria=[HankelEnergy(0.3, Reference.CURRENT)])
+    current.train(7)
+    assert sum(current.orders()) < sum(run.orders()) < 24  # the budget is for the whole run and does not ratchet
+
+
+def test_several_optimizers(make_run: RunFactory) -> None:
+    run = make_run(compress=False)
+    ssm = [p for m in run.model.modules() if isinstance(m, LRU) for p in m.parameters()]
+    rest = [p for p in run.model.parameters() if all(p is not q for q in ssm)]
+    optimizers = [torch.optim.Adam(ssm, lr=1e-3), torch.optim.SGD(rest, lr=1e-2, momentum=0.9)]
+    compressor = InTrainingCompressor(run.model, optimizers, schedule=At((2,)), criteria=FIXED)
+    for _ in range(4):
+        run.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        compressor.step()
+    assert run.orders() == [8, 8]
+    assert all(optimizers[0].state[p]["exp_avg"].shape == p.shape for p in ssm)
+
+
+def test_frozen_parameters_stay_frozen_and_are_cut(make_run: RunFactory) -> None:
+    model = make_run(compress=False).model
+    for p in model.blocks[0].parameters():
+        p.requires_grad_(False)
+    run = make_run(model=model, schedule=At((3,)), criteria=FIXED)
+    run.train(5)
+    assert run.orders() == [8, 8]
+    assert not any(p.requires_grad for p in model.blocks[0].parameters())
+    assert all(p.requires_grad for p in model.blocks[1].parameters())
+
+
+def test_a_layer_used_twice_is_one_layer(make_run: RunFactory) -> None:
+    model = make_run(compress=False).model
+    model.blocks[1] = model.blocks[0]
+    run = make_run(model=model, schedule=At((3,)), criteria=FIXED)
+    assert len(run.compressor.orders()) == 1
+    run.train(5)
+    assert set(run.orders()) == {8}
+
+
+def test_layers_that_share_all_parameters_stay_tied(make_run: RunFactory) -> None:
+    model = make_run(compress=False).model
+    first, second = (m for m in model.modules() if isinstance(m, LRU))
+    for name, parameter in first.named_parameters():
+        setattr(second, name, parameter)
+    run = make_run(model=model, schedule=At((3,)), criteria=FIXED)
+    run.train(5)
+    assert first.C_re is second.C_re
+    (event,) = run.compressor.history
+    assert run.orders() == ([8, 8] if isinstance(event, Cut) else [12, 12])
+
+
+def test_a_model_without_state_space_layers_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.GELU())
+    with pytest.raises(AdapterError, match=r"GELU, Linear, Sequential.*adapters="):
+        InTrainingCompressor(model, torch.optim.SGD(model.parameters()), schedule=Every(3))
+
+
+def break_a_layer(run: Any) -> None:
+    with torch.no_grad():
+        next(m for m in run.model.modules() if isinstance(m, LRU)).nu_log.fill_(float("nan"))
+
+
+def test_a_cut_that_cannot_be_made_is_skipped_with_a_warning(
+    make_run: RunFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(schedule=At((2, 3)), criteria=FIXED)
+    run.train(1)
+    run.backward()
+    run.optimizer.step()
+    break_a_layer(run)
+    shapes = [p.shape for p in run.model.parameters()]
+    (event,) = run.compressor.step()
+    assert isinstance(event, Skipped)
+    assert event.step == 2
+    assert [p.shape for p in run.model.parameters()] == shapes
+    assert event in run.compressor.history
+    assert any(r.levelno == logging.WARNING and "step 2" in r.getMessage() for r in caplog.records)
+
+
+def test_or_raises_where_that_is_wanted(make_run: RunFactory) -> None:
+    run = make_run(schedule=At((1,)), criteria=FIXED, on_error=OnError.RAISE)
+    run.backward()
+    run.optimizer.step()
+    break_a_layer(run)
+    with pytest.raises(CompressmError):
+        run.compressor.step()
+    assert run.compressor.steps == 1
+
+
+def test_inside_a_closure_nothing_is_counted(make_run: RunFactory) -> None:
+    run = make_run(schedule=At((1,)), criteria=FIXED)
+
+    def closure() -> float:
+        loss = run.backward()
+        run.compressor.step()
+        return loss.item()
+
+    with pytest.raises(SurgeryError, match="closure"):
+        run.optimizer.step(closure)
+    assert run.compressor.steps == 0
+    assert run.orders() == [12, 12]
+    run.train(2)  # a step that returns clears it
+    assert run.orders() == [8, 8]
+
+
+def test_an_old_graph_fails_loudly_and_training_goes_on(make_run: RunFactory) -> None:
+    run = make_run(schedule=At((2,)), criteria=FIXED)
+    run.train(1)
+    x, y = run.batch(77)
+    old = nn.functional.cross_entropy(run.model(x), y)
+    run.train(1)
+    assert run.orders() == [8, 8]
+    with pytest.raises(RuntimeError):
+        old.backward()
+    run.train(2)
+    assert torch.isfinite(torch.tensor(run.losses)).all()
+
+
+def test_ctrl_c_in_the_middle_of_a_cut_leaves_it_whole(make_run: RunFactory, compare: Callable[..., list[str]]) -> None:
+    def press(cut: Cut) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    run, other = (make_run(schedule=At((3, 6)), criteria=FIXED, on_cut=f) for f in (press, None))
+    with pytest.raises(KeyboardInterrupt):
+        run.train(6)
+    assert run.compressor.steps == 3
+    resumed = make_run(schedule=At((3, 6)), criteria=FIXED)
+    resumed.load(run.save())
+    other = make_run(schedule=At((3, 6)), criteria=FIXED)
+    other.train(8)
+    resumed.train(5)
+    assert compare(resumed.save(), other.save()) == []
+
+
+def test_a_fraction_every_few_steps(make_run: RunFactory) -> None:
+    run = make_run(schedule=Every(2), criteria=[FixedFraction(0.25)])
+    run.train(6)
+    assert [series[-1][1] for series in run.compressor.history.orders().values()] == [6, 6]  # 12 -> 9 -> 7 -> 6
+    assert run.orders() == [6, 6]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({}, "either total_steps= .* or schedule="),
+        ({"total_steps": 1000, "schedule": At((3,))}, "not both"),
+        ({"total_steps": 5}, "too short"),
+        ({"schedule": 3}, "wanted one such as"),
+        ({"schedule": At((3,)), "settings": "papr"}, r"\['default', 'paper'\]"),
+        ({"schedule": At((3,)), "settings": 3}, "name of a preset"),
+        ({"schedule": At((3,)), "criteria": ["x"]}, "criteria"),
+        ({"schedule": At((3,)), "calibration_steps": -1}, "calibration_steps"),
+        ({"schedule": Every(3), "guard": Guard(float, 0.1, True, 4)}, "3 steps apart"),
+    ],
+)
+def test_contradicting_settings_are_refused(make_run: RunFactory, arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_run(**arguments)
+
+
+@pytest.mark.parametrize("optimizer", [[], "adam", [None]])
+def test_what_is_no_optimizer_is_refused(make_run: RunFactory, optimizer: Any) -> None:
+    with pytest.raises(ConfigError, match="optimizer"):
+        InTrainingCompressor(make_run(compress=False).model, optimizer, schedule=At((3,)))
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("paper", [10, 20, 30, 40]), ("default", [40, 80, 120, 160])])
+def test_the_presets_schedules(make_run: RunFactory, name: str, wanted: list[int]) -> None:
+    schedule = make_run(total_steps=400, settings=name).compressor.plan.schedule
+    assert [s for s in range(400) if schedule.is_cut(s)] == wanted
+    assert make_run(total_steps=400, settings=PRESETS[name].settings).compressor.plan.settings is PRESETS[name].settings

@@ -1,0 +1,159 @@
+"""The guard takes a cut back so that nothing remains of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import nan
+from typing import Any
+
+import pytest
+import torch
+
+from compressm.reduction.criteria import FixedOrder
+from compressm.training import At, Cut, Guard, RolledBack, Skipped
+
+RunFactory = Callable[..., Any]
+Compare = Callable[..., list[str]]
+
+
+class Readings:
+    """A metric that gives its values one after the other."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = list(values)
+
+    def __call__(self) -> float:
+        return self.values.pop(0)
+
+
+def guarded(make_run: RunFactory, *values: float, schedule: At | None = None, **changes: Any) -> Any:
+    settings = {"allowed": 0.1, "higher_is_better": True, "probe_after": 3} | changes
+    guard = Guard(Readings(*values), **settings)
+    return make_run(schedule=schedule or At((4, 9)), criteria=(FixedOrder(8), FixedOrder(5)), guard=guard)
+
+
+def test_after_a_rollback_the_run_is_one_that_was_never_cut(make_run: RunFactory, compare: Compare) -> None:
+    run, uncut = guarded(make_run, 0.9, 0.5), make_run(compress=False)
+    (cut,) = run.train(6)
+    assert isinstance(cut, Cut)
+    assert run.orders() == [8, 8]
+    (event,) = run.train(1)
+    assert event == RolledBack(7, 4, 0.9, 0.5, 0.1, cut.report)
+    assert run.compressor.steps == 4
+    uncut.train(4)
+    parts = ("model", "optimizer", "scheduler", "rng")
+    assert compare({k: run.save()[k] for k in parts}, {k: uncut.save()[k] for k in parts}) == []
+    run.train(9)
+    uncut.train(9)
+    assert run.orders() == [12, 12]  # none of the later cuts is made
+    assert compare({k: run.save()[k] for k in parts}, {k: uncut.save()[k] for k in parts}) == []
+    assert run.compressor.history.events == (event,)
+    assert not run.compressor.pending_probe
+    assert all(series == [(0, 12)] for series in run.compressor.history.orders().values())
+    assert run.compressor.state_dict()["first_spectra"] == {}
+
+
+def test_the_refused_cut_is_not_tried_again_but_later_ones_are(make_run: RunFactory) -> None:
+    run = guarded(make_run, 0.9, 0.5, 0.9, 0.9, stop_after_rollback=False)
+    run.train(3 + 12)
+    assert [(type(e).__name__, e.step) for e in run.compressor.history] == [("RolledBack", 7), ("Cut", 9)]
+    assert run.orders() == [5, 5]
+
+
+def test_the_last_cut_is_probed_too(make_run: RunFactory) -> None:
+    run = guarded(make_run, 0.9, 0.9, 0.9, 0.2)
+    run.train(12)
+    assert [(type(e).__name__, e.step) for e in run.compressor.history] == [("Cut", 4), ("RolledBack", 12)]
+    assert run.orders() == [8, 8]
+    assert run.compressor.steps == 9
+
+
+def test_a_probe_that_the_end_of_the_run_cuts_short_is_settled_by_finish(make_run: RunFactory) -> None:
+    run = guarded(make_run, 0.9, 0.2, schedule=At((4,)))
+    with run.compressor as compressor:
+        run.train(5)
+        assert compressor.pending_probe
+    assert isinstance(compressor.history[-1], RolledBack)
+    assert run.orders() == [12, 12]
+
+
+def test_an_error_in_the_loop_leaves_the_model_as_it_is(make_run: RunFactory) -> None:
+    run = guarded(make_run, 0.9, schedule=At((4,)))
+
+    def loop() -> None:
+        with run.compressor:
+            run.train(5)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop()
+    assert run.orders() == [8, 8]
+    assert not run.compressor.pending_probe
+
+
+def test_probe_and_next_cut_at_the_same_step(make_run: RunFactory) -> None:
+    stands = guarded(make_run, 0.9, 0.9, 0.9, 0.9, schedule=At((4, 7)))
+    stands.train(11)
+    assert stands.orders() == [5, 5]
+    falls = guarded(make_run, 0.9, 0.1, schedule=At((4, 7)))
+    falls.train(11)
+    assert falls.orders() == [12, 12]
+
+
+def test_nan_after_the_cut_takes_it_back(make_run: RunFactory) -> None:
+    run = guarded(make_run, 0.9, nan)
+    run.train(7)
+    assert isinstance(run.compressor.history[-1], RolledBack)
+    state = run.save()["compressor"]
+    other = guarded(make_run)
+    other.compressor.load_state_dict(state)
+    assert other.compressor.history[-1].after != other.compressor.history[-1].after
+    assert other.compressor.state_dict()["stopped"] is True
+
+
+def test_a_cut_that_changed_nothing_is_not_probed(make_run: RunFactory) -> None:
+    guard = Guard(Readings(0.9), allowed=0.1, higher_is_better=True, probe_after=3)
+    run = make_run(schedule=At((4,)), criteria=[FixedOrder(12)], guard=guard)
+    run.train(4)
+    assert not run.compressor.pending_probe
+    run.train(5)
+    assert not isinstance(run.compressor.history[-1], (RolledBack, Skipped))
+
+
+def test_the_metrics_forward_passes_are_not_captured(make_run: RunFactory, compare: Compare) -> None:
+    def build(forward: bool) -> Any:
+        here: dict[str, Any] = {}
+
+        def metric() -> float:
+            if forward:
+                here["run"].model(100 * torch.randn(4, 30, 2))
+            return 1.0
+
+        guard = Guard(metric, allowed=0.1, higher_is_better=True, probe_after=4)
+        values = {"schedule": At((4, 9)), "criteria": (FixedOrder(8), FixedOrder(5)), "guard": guard}
+        here["run"] = make_run(**values)
+        return here["run"]
+
+    one, other = build(forward=True), build(forward=False)
+    one.train(12)
+    other.train(12)
+    assert compare(one.save(), other.save()) == []
+
+
+def test_a_metric_that_raises_leaves_the_run_usable(make_run: RunFactory) -> None:
+    calls = []
+
+    def metric() -> float:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError("the disk is gone")
+        return 1.0
+
+    guard = Guard(metric, allowed=0.1, higher_is_better=True, probe_after=2)
+    run = make_run(schedule=At((4,)), criteria=[FixedOrder(8)], guard=guard)
+    with pytest.raises(OSError, match="the disk is gone"):
+        run.train(6)
+    assert run.compressor.pending_probe
+    run.train(1)
+    assert not run.compressor.pending_probe
+    assert run.orders() == [8, 8]
