@@ -39,6 +39,11 @@ if ! usable "$venv/bin/python"; then
     "$python" -m venv --clear "$venv"
 fi
 
-echo "Installing compressm[$extra] into $venv (the first time this fetches PyTorch)"
-"$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --quiet \
+echo "Installing compressm[$extra] into $venv; the first time this fetches PyTorch and can take a few minutes"
+volume="--quiet --quiet"
+if [ -t 1 ]; then
+    volume="" # a person sees the downloads' progress
+fi
+# shellcheck disable=SC2086 # no option at all where volume is empty
+"$venv/bin/python" -m pip install --disable-pip-version-check $volume \
     --constraint constraints.txt --editable ".[$extra]"
