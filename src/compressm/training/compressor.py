@@ -15,9 +15,8 @@ from torch.optim import Optimizer
 
 from compressm.adapters.base import StateSpaceAdapter
 from compressm.adapters.calibration import Calibration
-from compressm.adapters.registry import LayerRef, find_layers
 from compressm.compress import compress_
-from compressm.errors import AdapterError, CompressmError, ConfigError, SurgeryError
+from compressm.errors import CompressmError, ConfigError, SurgeryError
 from compressm.reduction.criteria import Criterion
 from compressm.reduction.result import GramianSource
 from compressm.reduction.settings import CompressionSettings
@@ -29,6 +28,7 @@ from compressm.training.plan import make_plan
 from compressm.training.probe import Probe
 from compressm.training.schedule import Schedule
 from compressm.training.state import VERSION, check_state, probe_from_state, probe_to_state
+from compressm.training.targets import require_layers
 from compressm.training.watch import StepWatch
 
 _log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class InTrainingCompressor:
         schedulers = tuple(scheduler) if isinstance(scheduler, Sequence) else (scheduler,)
         self._restorable = schedulers if grad_scaler is None else (*schedulers, grad_scaler)
         self._adapters, self._on_cut, self._on_error = adapters, on_cut, on_error
-        layers = _layers(model, adapters)
+        layers = require_layers(model, adapters)
         self.history = History({x.name: x.adapter.read(x.module).order for x in layers})
         self._steps, self._stopped, self._closed = 0, False, False
         self._first_spectra: dict[str, Tensor] = {}
@@ -123,6 +123,20 @@ class InTrainingCompressor:
         """Each layer's present order (stored states) by the layer's name."""
         return {name: series[-1][1] for name, series in self.history.orders().items()}
 
+    @property
+    def cut_due(self) -> bool:
+        """Whether the next call of `step` makes a cut (unless the guard takes the one before back)."""
+        return not self._closed and not self._stopped and self.plan.schedule.is_cut(self._steps + 1)
+
+    @contextmanager
+    def not_capturing(self) -> Iterator[None]:
+        """Forward passes inside, such as those of a validation, are not captured."""
+        self._calibration.stop()
+        try:
+            yield
+        finally:
+            self._arrange_capture()
+
     def step(self) -> tuple[Event, ...]:
         """Count one optimizer step and do what is due after it; the events of this step, mostly none.
 
@@ -141,7 +155,7 @@ class InTrainingCompressor:
         return events
 
     def finish(self) -> tuple[Event, ...]:
-        """Let the guard judge a cut it has not judged yet, then close; a `with` block without an error ends with this."""
+        """Let the guard judge a cut it has not judged yet, then close. A `with` block that ends well does this."""
         if self._closed:
             return ()
         with held_interrupts():
@@ -252,7 +266,7 @@ class InTrainingCompressor:
         guard = self.plan.guard
         if guard is None:
             return ()
-        with self._not_capturing():
+        with self.not_capturing():
             after = guard.measure(self.model)
         self._probe = None
         if not guard.refuses(probe.before, after):
@@ -274,24 +288,3 @@ class InTrainingCompressor:
             self._calibration.start()
         else:
             self._calibration.stop()
-
-    @contextmanager
-    def _not_capturing(self) -> Iterator[None]:
-        self._calibration.stop()
-        try:
-            yield
-        finally:
-            self._arrange_capture()
-
-
-def _layers(model: nn.Module, adapters: Mapping[type[nn.Module], StateSpaceAdapter] | None) -> list[LayerRef]:
-    """The layers to cut; AdapterError, naming what was looked at, where there is none."""
-    layers = find_layers(model, adapters)
-    if not layers:
-        kinds = sorted({type(m).__name__ for m in model.modules()})
-        raise AdapterError(
-            f"{type(model).__name__} has no state space layer that an adapter knows; looked at modules of the kinds "
-            f"{', '.join(kinds)}. Register an adapter for yours (compressm.adapters.register_adapter) or give "
-            "adapters={TheirLayer: TheirLayerAdapter()}."
-        )
-    return layers

@@ -1,0 +1,24 @@
+"""Finding the layers that a compressor cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from compressm.adapters.base import StateSpaceAdapter
+from compressm.adapters.registry import LayerRef, find_layers
+from compressm.errors import AdapterError
+
+
+def require_layers(model: nn.Module, adapters: Mapping[type[nn.Module], StateSpaceAdapter] | None) -> list[LayerRef]:
+    """The layers of `model` that have an adapter; AdapterError, naming what was looked at, where there is none."""
+    layers = find_layers(model, adapters)
+    if not layers:
+        kinds = sorted({type(m).__name__ for m in model.modules()})
+        raise AdapterError(
+            f"{type(model).__name__} has no state space layer that an adapter knows; looked at modules of the kinds "
+            f"{', '.join(kinds)}. Register an adapter for yours (compressm.adapters.register_adapter) or give "
+            "adapters={TheirLayer: TheirLayerAdapter()}."
+        )
+    return layers
