@@ -8,6 +8,7 @@ from torch.nn import functional
 from compressm.errors import ConfigError
 from compressm.layers.bidirectional import Bidirectional
 from compressm.layers.dense import DenseSSM
+from compressm.layers.layout import SequenceLinear, dropout
 from compressm.layers.lru import LRU
 from compressm.layers.norm import SequenceNorm
 
@@ -22,7 +23,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm = norm
         self.ssm = ssm
-        self.gate = nn.Linear(ssm.width, 2 * ssm.width)
+        self.gate = SequenceLinear(ssm.width, 2 * ssm.width)
         self.dropout = dropout
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -39,8 +40,8 @@ class Block(nn.Module):
         return x + self._mix(y), state
 
     def _mix(self, y: Tensor) -> Tensor:
-        y = functional.dropout(functional.gelu(y), self.dropout, self.training)
-        return functional.dropout(functional.glu(self.gate(y), dim=-1), self.dropout, self.training)
+        y = dropout(functional.gelu(y), self.dropout, self.training)
+        return dropout(functional.glu(self.gate(y), dim=-1), self.dropout, self.training)
 
     def _causal(self) -> LRU | DenseSSM:
         if isinstance(self.ssm, Bidirectional):

@@ -12,8 +12,10 @@ from compressm.layers.bidirectional import Bidirectional
 from compressm.layers.block import Block
 from compressm.layers.config import LayerKind, ModelConfig, Task
 from compressm.layers.dense import DenseSSM
+from compressm.layers.layout import SequenceLinear, channel_first
 from compressm.layers.lru import LRU
 from compressm.layers.norm import build_norm
+from compressm.ops import Form, choose_form
 
 
 class StreamState(NamedTuple):
@@ -31,7 +33,7 @@ class SequenceModel(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = (
-            nn.Linear(config.inputs, config.width)
+            SequenceLinear(config.inputs, config.width)
             if config.vocabulary is None
             else nn.Embedding(config.vocabulary, config.width)
         )
@@ -49,7 +51,7 @@ class SequenceModel(nn.Module):
         sequence of length 0 is classified as if its features were zero.
         """
         mask = None if lengths is None else lengths_to_mask(lengths, x.shape[0], x.shape[1])
-        x = self.encoder(x)
+        x = self._lay_out(self.encoder(x))
         for block in self.blocks:
             x = block(x, mask)
         if self.config.task is Task.CLASSIFY:
@@ -78,6 +80,14 @@ class SequenceModel(nn.Module):
         total, steps = state.total + x, state.steps + 1
         features = total / steps if self.config.task is Task.CLASSIFY else x
         return self.head(features), StreamState(tuple(states), total, steps)
+
+    def _lay_out(self, x: Tensor) -> Tensor:
+        """x in the memory layout in which its recurrences run."""
+        config = self.config
+        form = choose_form(x.shape[0], x.shape[1], config.width, config.width, config.order, self.training)
+        if config.layer is LayerKind.LRU and form is Form.CONVOLUTION:
+            return channel_first(x)
+        return x.contiguous()
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressm.errors import ConfigError
+from compressm.layers.layout import is_channel_first
 
 
 class NormKind(Enum):
@@ -54,9 +55,7 @@ class MaskedBatchNorm(SequenceNorm):
         if not self.training or x.numel() == 0:
             return self._evaluate(x)
         if mask is None and x.shape[0] * x.shape[1] > 1:
-            return functional.batch_norm(
-                x.transpose(1, 2), self.running_mean, self.running_var, None, None, True, self.momentum, self.eps
-            ).transpose(1, 2)
+            return self._unmasked(x)
         return self._masked(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask)
 
     def step(self, x: Tensor) -> Tensor:
@@ -68,6 +67,16 @@ class MaskedBatchNorm(SequenceNorm):
     def _evaluate(self, x: Tensor) -> Tensor:
         scale = torch.rsqrt(self.running_var + self.eps)
         return (x - self.running_mean) * scale
+
+    def _unmasked(self, x: Tensor) -> Tensor:
+        channel_major = is_channel_first(x)  # as an image of one row, in whichever layout torch has a fast kernel for
+        image = x.permute(2, 0, 1).flatten(1)[None, :, None] if channel_major else x.mT.unsqueeze(2)
+        image = functional.batch_norm(
+            image, self.running_mean, self.running_var, None, None, True, self.momentum, self.eps
+        )
+        if channel_major:
+            return image.view(x.shape[2], x.shape[0], x.shape[1]).permute(1, 2, 0)
+        return image.squeeze(2).mT
 
     def _masked(self, x: Tensor, mask: Tensor) -> Tensor:
         weight = mask.to(x.dtype)[..., None]

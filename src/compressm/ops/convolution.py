@@ -71,39 +71,60 @@ def _multiples(start: int, factor: int, limit: int) -> list[int]:
 
 
 class _CausalConvolution(torch.autograd.Function):
-    """y[b, o] = sum_i K[o, i] * u[b, i], linear convolution cut to the first L samples; transforms saved, not inputs."""
+    """y[b, o] = sum_i K[o, i] * u[b, i], linear convolution cut to the first L samples.
+
+    Transforms run over contiguous time. The products over channels are batched over frequency, which therefore comes
+    first there: (F, H_out, H_in) times (F, H_in, batch). Saved are the transforms, not the inputs.
+    """
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, kernel: Tensor) -> Tensor:
         length = u.shape[1]
         size = good_size(2 * length - 1)
-        spectrum = torch.fft.rfft(u.transpose(1, 2), n=size)
-        response = torch.fft.rfft(kernel, n=size)
+        spectrum = _to_frequency(u.permute(2, 0, 1), size)
+        response = _to_frequency(kernel, size)
         ctx.save_for_backward(spectrum, response)
         ctx.length, ctx.size = length, size
-        y = torch.fft.irfft(torch.einsum("oif,bif->bof", response, spectrum), n=size)
-        return y[..., :length].transpose(1, 2)
+        return _to_time(torch.bmm(response, spectrum), size, length).permute(1, 2, 0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         spectrum, response = ctx.saved_tensors
-        g = torch.fft.rfft(grad.transpose(1, 2), n=ctx.size)
+        g = _to_frequency(grad.permute(2, 0, 1), ctx.size)
         grad_u = grad_kernel = None
         if ctx.needs_input_grad[0]:
-            mixed = torch.einsum("oif,bof->bif", response.conj(), g)
-            grad_u = torch.fft.irfft(mixed, n=ctx.size)[..., : ctx.length].transpose(1, 2)
+            product = torch.bmm(response.mT.conj_physical(), g)
+            grad_u = _to_time(product, ctx.size, ctx.length).permute(1, 2, 0)
         if ctx.needs_input_grad[1]:
-            mixed = torch.einsum("bif,bof->oif", spectrum.conj(), g)
-            grad_kernel = torch.fft.irfft(mixed, n=ctx.size)[..., : ctx.length]
+            grad_kernel = _to_time(torch.bmm(g, spectrum.mT.conj_physical()), ctx.size, ctx.length)
         return grad_u, grad_kernel
 
 
+def _to_frequency(x: Tensor, size: int) -> Tensor:
+    """The transform over the last dimension of x (M, K, L), frequency first: (size / 2 + 1, M, K)."""
+    rows, columns, length = x.shape
+    transform = torch.fft.rfft(x.reshape(rows * columns, length), n=size)
+    return transform.mT.contiguous().view(size // 2 + 1, rows, columns)
+
+
+def _to_time(x: Tensor, size: int, length: int) -> Tensor:
+    """The first `length` samples (M, K, length), contiguous, of the inverse transform of x (size / 2 + 1, M, K)."""
+    rows, columns = x.shape[1:]
+    samples = torch.fft.irfft(x.flatten(1).mT, n=size)[:, :length]
+    return samples.reshape(rows, columns, length)
+
+
 def causal_convolution(u: Tensor, kernel: Tensor) -> Tensor:
-    """y_k = sum_{l <= k} K[l] u_{k-l} for u (batch, L, H_in) and a kernel (H_out, H_in, L); returns (batch, L, H_out)."""
+    """y_k = sum_{l <= k} K[l] u_{k-l} for u (batch, L, H_in) and a kernel (H_out, H_in, L); returns (batch, L, H_out).
+
+    Channels come first in the memory of the output, and cost no copy where they do so in the input's:
+    `x.permute(2, 0, 1)` is contiguous.
+    """
     if u.numel() == 0:
         return u.sum() + kernel.sum() + u.new_zeros(u.shape[0], u.shape[1], kernel.shape[0])
-    return _CausalConvolution.apply(u, kernel)  # type: ignore[no-any-return]
+    y: Tensor = _CausalConvolution.apply(u, kernel)
+    return y
 
 
 def diagonal_convolution(
