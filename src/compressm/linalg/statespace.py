@@ -82,15 +82,18 @@ class StateSpace:
     def to_double(self) -> StateSpace:
         """The same system on the CPU in double precision, where all analysis happens."""
 
-        def double(t: Tensor | None) -> Tensor | None:
-            if t is None:
-                return None
+        def double(t: Tensor) -> Tensor:
             t = t.detach().cpu()
             return t.to(torch.complex128 if t.is_complex() else torch.float64)
 
-        a, b, c = double(self.a), double(self.b), double(self.c)
-        assert a is not None and b is not None and c is not None  # for the type checker: none was None
-        return replace(self, a=a, b=b, c=c, d=double(self.d), log_a=double(self.log_a))
+        return replace(
+            self,
+            a=double(self.a),
+            b=double(self.b),
+            c=double(self.c),
+            d=None if self.d is None else double(self.d),
+            log_a=None if self.log_a is None else double(self.log_a),
+        )
 
     def spectral_radius(self) -> Tensor:
         """The largest |pole| of each system `(*h,)`; in continuous time exp(largest real part)."""
