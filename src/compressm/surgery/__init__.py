@@ -1,0 +1,1 @@
+"""The only code that changes live parameters and optimizer state."""

@@ -1,0 +1,197 @@
+"""What the tensors in an optimizer's state are, and how they follow a parameter through a cut.
+
+Gradients are covectors, so an average of gradients follows a cut as a gradient does. An average of squared gradients
+follows as a variance; that treats the entries as uncorrelated and is exact for a choice of states only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from compressm.adapters.update import StateMap
+from compressm.errors import SurgeryError
+
+Entry = Mapping[str, object]
+Group = Mapping[str, object]
+
+
+class Moment(Enum):
+    """The kinds of optimizer state that a cut can carry."""
+
+    COVECTOR = "covector"  # an average of gradients
+    VARIANCE = "variance"  # an average, sum or maximum of squared gradients
+    MAGNITUDE = "magnitude"  # the square root of such
+    NORMALISED = "normalised"  # an average of gradients divided by their root mean square
+
+
+_KINDS = {
+    "exp_avg": Moment.COVECTOR,
+    "grad_avg": Moment.COVECTOR,
+    "momentum_buffer": Moment.COVECTOR,
+    "exp_avg_sq": Moment.VARIANCE,
+    "max_exp_avg_sq": Moment.VARIANCE,
+    "square_avg": Moment.VARIANCE,
+    "sum": Moment.VARIANCE,
+    "variance": Moment.VARIANCE,
+    "exp_inf": Moment.MAGNITUDE,
+}
+_ORDER = tuple(Moment)
+_FRESH_SCALARS = {"step": 0, "mu_product": 1}
+
+
+def moment_kind(key: str, entry: Entry) -> Moment | None:
+    """The kind of the state tensor `entry[key]`, None where the key is not known."""
+    if key == "momentum_buffer" and "square_avg" in entry:
+        return Moment.NORMALISED  # RMSprop divides before it averages
+    return _KINDS.get(key)
+
+
+def moments(entry: Entry) -> dict[str, Moment]:
+    """The known moments that one parameter's state holds, covectors first."""
+    kinds = {
+        key: kind for key, value in entry.items() if isinstance(value, Tensor) and (kind := moment_kind(key, entry))
+    }
+    return dict(sorted(kinds.items(), key=lambda item: _ORDER.index(item[1])))
+
+
+def foreign_keys(entry: Entry) -> list[str]:
+    """The keys of state that is neither a known moment nor a scalar: factored, quantised, nested or unknown."""
+    known = moments(entry)
+    return [key for key, value in entry.items() if key not in known and not _is_scalar(value)]
+
+
+def fresh(entry: Entry, group: Group, shape: torch.Size) -> dict[str, object]:
+    """The state as the optimizer begins with: zero moments of the new shape and step 0; other scalars stay."""
+    known, new = moments(entry), dict(entry)
+    for key, value in entry.items():
+        if key in known and isinstance(value, Tensor):
+            start = group.get("initial_accumulator_value", 0.0) if key == "sum" else 0.0
+            new[key] = value.new_full(shape, float(start) if isinstance(start, int | float) else 0.0)
+        elif key in _FRESH_SCALARS:
+            number = _FRESH_SCALARS[key]
+            new[key] = torch.full_like(value, number) if isinstance(value, Tensor) else type(value)(number)  # pyright: ignore[reportCallIssue]
+    return new
+
+
+def leading(entry: Entry, shape: torch.Size) -> dict[str, object] | None:
+    """The state cut to its leading entries along every dimension; None where a tensor does not contain `shape`."""
+    new = dict(entry)
+    for key, value in entry.items():
+        if _is_scalar(value):
+            continue
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != len(shape):
+            return None
+        if any(have < want for have, want in zip(value.shape, shape, strict=True)):
+            return None
+        new[key] = value[tuple(slice(n) for n in shape)].clone(memory_format=torch.contiguous_format)
+    return new
+
+
+def transport(
+    state_map: StateMap, entries: Mapping[str, Entry], groups: Mapping[str, Group], shapes: Mapping[str, torch.Size]
+) -> dict[str, dict[str, object]] | None:
+    """The state of jointly mapped parameters after the cut, by parameter; None where `state_map` has no map.
+
+    All parameters must hold the same moments. Maps see copies in double precision on the CPU.
+    Raises SurgeryError where a map returns other shapes than `shapes`, or a negative second moment.
+    """
+    new: dict[str, dict[str, object]] = {name: dict(entry) for name, entry in entries.items()}
+    carried: dict[str, dict[str, Tensor]] = {}
+    for key, kind in moments(next(iter(entries.values()))).items():
+        old = {name: _double(entry[key]) for name, entry in entries.items()}
+        if kind is Moment.COVECTOR:
+            result = state_map.covectors(old)
+        elif kind is Moment.MAGNITUDE:
+            squared = state_map.variances({name: value.square() for name, value in old.items()})
+            result = None if squared is None else {name: value.sqrt() for name, value in squared.items()}
+        elif kind is Moment.VARIANCE:
+            result = _second_moment(state_map, key, old, entries, carried)
+        else:
+            result = _renormalised(state_map, old, entries, groups, carried)
+        if result is None:
+            return None
+        carried[key] = result
+        for name, entry in entries.items():
+            _check(key, kind, name, result, shapes[name])
+            new[name][key] = _like(result[name], entry[key])
+    return new
+
+
+def _second_moment(
+    state_map: StateMap,
+    key: str,
+    old: Mapping[str, Tensor],
+    entries: Mapping[str, Entry],
+    carried: Mapping[str, Mapping[str, Tensor]],
+) -> dict[str, Tensor] | None:
+    if key != "square_avg" or "grad_avg" not in carried:
+        return state_map.variances(old)
+    # Centred RMSprop takes the root of square_avg - grad_avg^2: carry that difference, or it may turn negative.
+    means = {name: _double(entries[name]["grad_avg"]).square() for name in old}
+    spread = state_map.variances({name: (value - means[name]).clamp_min(0) for name, value in old.items()})
+    if spread is None:
+        return None
+    return {name: _not_below(value, carried["grad_avg"][name], entries[name][key]) for name, value in spread.items()}
+
+
+def _not_below(spread: Tensor, mean: Tensor, like: object) -> Tensor:
+    """spread + mean^2, rounded in the dtype of `like` but never below the square of the rounded mean."""
+    floor = _double(_like(mean, like)).square()
+    total = _like(spread + mean.square(), like)
+    raised = torch.nextafter(total, torch.full_like(total, torch.inf))
+    return torch.where(total.double().cpu() < floor, raised.double().cpu(), total.double().cpu())
+
+
+def _renormalised(
+    state_map: StateMap,
+    old: Mapping[str, Tensor],
+    entries: Mapping[str, Entry],
+    groups: Mapping[str, Group],
+    carried: Mapping[str, Mapping[str, Tensor]],
+) -> dict[str, Tensor] | None:
+    def scale(name: str, square: Tensor, mean: Tensor | None) -> Tensor:
+        spread = square if mean is None else (square - mean.square()).clamp_min(0)
+        eps = groups[name].get("eps", 0.0)
+        return spread.sqrt() + (eps if isinstance(eps, float) else 0.0)
+
+    before = {
+        name: scale(name, _double(entry["square_avg"]), _double(entry["grad_avg"]) if "grad_avg" in entry else None)
+        for name, entry in entries.items()
+    }
+    raw = state_map.covectors({name: value * before[name] for name, value in old.items()})
+    if raw is None:
+        return None
+    after = {name: scale(name, carried["square_avg"][name], carried.get("grad_avg", {}).get(name)) for name in raw}
+    return {name: torch.where(after[name] > 0, value / after[name], 0.0) for name, value in raw.items()}
+
+
+def _check(key: str, kind: Moment, name: str, result: Mapping[str, Tensor], shape: torch.Size) -> None:
+    if name not in result or result[name].shape != shape:
+        found = tuple(result[name].shape) if name in result else "nothing"
+        raise SurgeryError(
+            f"Optimizer state '{key}' of '{name}': its map returns {found}; wanted shape {tuple(shape)}. "
+            f"The adapter's map does not fit its new value."
+        )
+    if kind in (Moment.VARIANCE, Moment.MAGNITUDE) and bool((result[name] < 0).any()):
+        raise SurgeryError(f"Optimizer state '{key}' of '{name}': its map returns a negative second moment.")
+
+
+def _double(value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise SurgeryError(f"Optimizer state holds a {type(value).__name__} where a tensor is wanted.")
+    value = value.detach().cpu()
+    return value.to(torch.complex128 if value.is_complex() else torch.float64)
+
+
+def _like(value: Tensor, like: object) -> Tensor:
+    if not isinstance(like, Tensor):
+        raise SurgeryError(f"Optimizer state holds a {type(like).__name__} where a tensor is wanted.")
+    return value.detach().to(like.dtype).to(like.device, copy=True).contiguous()
+
+
+def _is_scalar(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float) or (isinstance(value, Tensor) and value.ndim == 0)
