@@ -20,6 +20,7 @@ explain() {
 
 find_python() {
     if [ -n "$wanted" ]; then
+        command -v "$wanted" >/dev/null || explain "PYTHON=$wanted is not there."
         usable "$wanted" || explain "PYTHON=$wanted is $("$wanted" --version 2>&1 || true); it cannot be used."
         echo "$wanted"
         return
