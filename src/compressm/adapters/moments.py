@@ -1,0 +1,117 @@
+"""Gramians from data: second moments of a layer's states and costates over captured passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from compressm.adapters.calibration import Capture
+from compressm.linalg.forms import Frame
+from compressm.linalg.gramians import dual
+from compressm.linalg.statespace import StateSpace
+
+_MAX_SAMPLES = 50_000  # positions whose outer products are averaged; more do not change the moments visibly
+_CHUNK = 32  # time steps whose states are held at once
+
+
+def controllability_moments(system: StateSpace, capture: Capture, frame: Frame) -> Tensor | None:
+    """The mean over data and time of x x* for the layer's own inputs; None without captured inputs.
+
+    In `Frame.REAL` of a complex system, of xi xi^T with xi = [Re x; Im x], which holds both E[x x*] and E[x x^T].
+    Not centred; padded positions are left out.
+    """
+    return _mean_outer_products(system, ((u, mask) for u, mask in capture.inputs), capture.tokens(), frame)
+
+
+def observability_moments(system: StateSpace, capture: Capture, frame: Frame) -> Tensor | None:
+    """The mean of p p* for the costate p_k = A* p_{k+1} + C* g_k, g the loss's gradient at the output.
+
+    This is the observability Gramian that weights the outputs by what the loss sees of them (a Gauss-Newton matrix from
+    the gradients of training itself). None without captured gradients, or where they all vanish.
+    """
+    passes = ((g.flip(1), None) for g in capture.gradients)
+    moments = _mean_outer_products(dual(system), passes, capture.gradient_tokens(), frame)
+    return moments if moments is not None and bool((moments.diagonal() != 0).any()) else None
+
+
+def output_change(system: StateSpace, reduced: StateSpace, capture: Capture, sequences: int = 16) -> float | None:
+    """|y_r - y| / |y| over some captured sequences, D included; None without captured inputs."""
+    if not capture.inputs:
+        return None
+    u, mask = capture.inputs[-1]
+    u = u[:sequences].detach().cpu().float()
+    y, y_reduced = _single(system).simulate(u), _single(reduced).simulate(u)
+    if mask is not None:
+        keep = mask[:sequences].cpu().bool().unsqueeze(-1)
+        y, y_reduced = y * keep, y_reduced * keep
+    size = float(torch.linalg.vector_norm(y.double()))
+    change = float(torch.linalg.vector_norm((y_reduced - y).double()))
+    return change / size if size > 0 else float(change > 0)
+
+
+def _mean_outer_products(
+    system: StateSpace, passes: Iterable[tuple[Tensor, Tensor | None]], tokens: int, frame: Frame
+) -> Tensor | None:
+    total: Tensor | None = None
+    count = 0.0
+    stride = max(1, -(-tokens // _MAX_SAMPLES))
+    for u, mask in passes:
+        for states, weights in _state_chunks(system, u, mask, stride):
+            x = _coordinates(states, frame)
+            if weights is not None:
+                x = x * weights.to(x.dtype).unsqueeze(-1)
+            count += float(x.shape[0] if weights is None else weights.sum())
+            outer = (x.mT @ x.conj()).to(torch.complex128 if x.is_complex() else torch.float64)
+            total = outer if total is None else total + outer
+    if total is None or count == 0:
+        return None
+    return (total / count).cpu()
+
+
+def _state_chunks(
+    system: StateSpace, u: Tensor, mask: Tensor | None, stride: int
+) -> Iterable[tuple[Tensor, Tensor | None]]:
+    """The states `(samples, n)` at every `stride`-th step, a chunk of time at a time, with 0/1 weights."""
+    device = u.device if u.device.type == "cuda" else torch.device("cpu")
+    single = torch.complex64 if system.is_complex else torch.float32
+    a, b = system.a.to(device, single), system.b.to(device, single)
+    u = u.detach().to(device, torch.float32)
+    if mask is not None:
+        mask = mask.to(device).bool()
+        u = u * mask.unsqueeze(-1)
+    batch, length, _ = u.shape
+    x = torch.zeros(batch, system.order, dtype=single, device=device)
+    for start in range(0, length, _CHUNK):
+        drive = (u[:, start : start + _CHUNK].transpose(0, 1).to(single)) @ b.mT  # (T, batch, n)
+        kept = []
+        for k in range(drive.shape[0]):
+            x = torch.addcmul(drive[k], x, a) if system.is_diagonal else torch.addmm(drive[k], x, a.mT)
+            if (start + k) % stride == 0:
+                kept.append((start + k, x))
+        if kept:
+            weights = None if mask is None else torch.cat([mask[:, k] for k, _ in kept])
+            yield torch.cat([state for _, state in kept]), weights
+
+
+def _coordinates(states: Tensor, frame: Frame) -> Tensor:
+    if frame is Frame.REAL and states.is_complex():
+        return torch.cat([states.real, states.imag], -1)
+    return states
+
+
+def _single(system: StateSpace) -> StateSpace:
+    """The system in single precision, without the logarithms that only analysis needs."""
+
+    def narrow(t: Tensor) -> Tensor:
+        return t.to(torch.complex64 if t.is_complex() else torch.float32)
+
+    return StateSpace(
+        narrow(system.a),
+        narrow(system.b),
+        narrow(system.c),
+        None if system.d is None else narrow(system.d),
+        system.sampling_time,
+        system.output,
+    )

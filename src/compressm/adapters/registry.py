@@ -1,0 +1,108 @@
+"""Which adapter belongs to which layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+
+from torch import nn
+
+from compressm.adapters.base import StateSpaceAdapter
+from compressm.errors import AdapterError
+
+ENTRY_POINT_GROUP = "compressm.adapters"
+"""Entry points of this group name an adapter class; the entry's name is the layer's qualified class name."""
+
+Adapters = Mapping[type[nn.Module], StateSpaceAdapter]
+"""Adapters given for one call, by the layer's class; they go before registered ones."""
+
+_registered: dict[str, StateSpaceAdapter] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRef:
+    """A layer of a model with its name there and its adapter."""
+
+    name: str
+    module: nn.Module
+    adapter: StateSpaceAdapter
+
+
+def register_adapter(qualified_name: str) -> Callable[[type[StateSpaceAdapter]], type[StateSpaceAdapter]]:
+    """Register an adapter class for the layer class "package.module.Class", which is never imported.
+
+    Raises AdapterError where that name has another adapter already, or the decorated class is no adapter.
+    """
+
+    def register(adapter: type[StateSpaceAdapter]) -> type[StateSpaceAdapter]:
+        if not (isinstance(adapter, type) and issubclass(adapter, StateSpaceAdapter)):
+            raise AdapterError(f"{adapter!r} is not a StateSpaceAdapter class; subclass it and write read and write.")
+        known = _registered.get(qualified_name)
+        if known is not None and _name(type(known)) != _name(adapter):
+            raise AdapterError(
+                f"{qualified_name} has the adapter {_name(type(known))} already; pass adapters={{Layer: "
+                f"{adapter.__name__}()}} to use another one for a call."
+            )
+        _registered[qualified_name] = adapter()
+        return adapter
+
+    return register
+
+
+def find_adapter(layer: nn.Module, adapters: Adapters | None = None) -> StateSpaceAdapter | None:
+    """The adapter of a layer, or None: first `adapters`, then registered names, both along the class's MRO."""
+    for kind in type(layer).__mro__:
+        if adapters is not None and kind in adapters:
+            return adapters[kind]
+    for kind in type(layer).__mro__:
+        adapter = _registered.get(_name(kind)) or _entry_points().get(_name(kind))
+        if adapter is not None:
+            return adapter
+    return None
+
+
+def find_layers(model: nn.Module, adapters: Adapters | None = None) -> list[LayerRef]:
+    """All layers of a model that have an adapter, each module once, in the order of `named_modules`.
+
+    A layer inside a layer with an adapter belongs to the outer one.
+    """
+    check_adapters(adapters)
+    return list(_walk(model, "", adapters, set()))
+
+
+def check_adapters(adapters: Adapters | None) -> None:
+    """Raise AdapterError unless `adapters` maps layer classes to adapter instances."""
+    for kind, adapter in (adapters or {}).items():
+        if not (isinstance(kind, type) and isinstance(adapter, StateSpaceAdapter)):
+            raise AdapterError(
+                f"adapters maps {kind!r} to {adapter!r}; wanted layer classes and adapter instances, {{Layer: Adapter()}}."
+            )
+
+
+def _walk(module: nn.Module, name: str, adapters: Adapters | None, seen: set[int]) -> Iterator[LayerRef]:
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    adapter = find_adapter(module, adapters)
+    if adapter is not None:
+        yield LayerRef(name, module, adapter)
+        return
+    for child_name, child in module.named_children():
+        yield from _walk(child, f"{name}.{child_name}" if name else child_name, adapters, seen)
+
+
+@cache
+def _entry_points() -> dict[str, StateSpaceAdapter]:
+    found: dict[str, StateSpaceAdapter] = {}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        adapter = entry.load()
+        if not (isinstance(adapter, type) and issubclass(adapter, StateSpaceAdapter)):
+            raise AdapterError(f"The entry point {entry.name} = {entry.value} is no StateSpaceAdapter class.")
+        found[entry.name] = adapter()
+    return found
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

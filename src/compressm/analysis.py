@@ -1,0 +1,220 @@
+"""The analysis of one layer: its system, the Gramians that are wanted or left to fall back on, and the order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from compressm.adapters.base import Form
+from compressm.adapters.calibration import Capture
+from compressm.adapters.moments import controllability_moments, observability_moments
+from compressm.adapters.registry import LayerRef
+from compressm.errors import AdapterError, CompressmError, InvalidSystemError, UnsupportedReductionError
+from compressm.linalg.forms import Frame, states_per_slot
+from compressm.linalg.gramians import GramianFactors, controllability_factor, dual, moment_factor
+from compressm.linalg.hankel import hankel_spectrum
+from compressm.linalg.norms import error_bound
+from compressm.linalg.statespace import StateSpace
+from compressm.reduction.criteria import OrderChoice, Spectrum, significant_values
+from compressm.reduction.reduce import (
+    Refusal,
+    Weighting,
+    reduce_by_selection,
+    reduce_dense,
+    reduce_diagonal,
+    require_feedthrough,
+)
+from compressm.reduction.result import GramianSource, Reduction
+from compressm.reduction.selection import ModalTruncation, modal_scores
+from compressm.settings import CompressionSettings
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of one layer: the Hankel singular values that decided, the choice, and the reduction if any."""
+
+    values: Tensor
+    weighting: Weighting | None
+    choice: OrderChoice | None
+    reduction: Reduction | None
+    fallbacks: tuple[str, ...]
+
+
+class LayerAnalysis:
+    """One layer of a model under given settings. Reads, computes, changes nothing."""
+
+    def __init__(
+        self, ref: LayerRef, settings: CompressionSettings, capture: Capture | None, initial: Tensor | None
+    ) -> None:
+        self.ref, self.settings, self.initial = ref, settings, initial
+        self.capture = capture if capture is not None else Capture()
+        self.system = read_system(ref)
+        self.frame = settings.balancing.frame if self.system.is_complex else Frame.REAL
+        if self.system.output == "complex":
+            self.frame = Frame.COMPLEX
+        if not isinstance(settings.reducer, ModalTruncation):
+            require_feedthrough(settings.reducer, ref.adapter.full_feedthrough, ref.name)
+
+    @property
+    def per_slot(self) -> int:
+        """How many balanced states one stored state holds."""
+        return 1 if isinstance(self.settings.reducer, ModalTruncation) else states_per_slot(self.system, self.frame)
+
+    def decide(self, *, reduce: bool) -> Decision:
+        """Choose the order and, with `reduce`, reduce; where Gramians give an unstable system, with the next ones.
+
+        The order of falling back is: the Gramians asked for, data with classical observability, white input, no cut.
+        """
+        if isinstance(self.settings.reducer, ModalTruncation):
+            return self._select(self.settings.reducer, reduce)
+        if self.ref.adapter.form is Form.SELECTION:
+            raise UnsupportedReductionError(
+                f"{self.ref.name}: {type(self.ref.module).__name__} stores a choice of its present states only; use "
+                f"reducer=ModalTruncation()."
+            )
+        fallbacks: list[str] = []
+        first: Decision | None = None
+        for weighting in self._weightings(fallbacks):
+            values = weighting.spectrum.values
+            choice = self.settings.order_policy().choose(self._spectrum(values))
+            if choice is None or not reduce:
+                return Decision(values, weighting, choice, None, tuple(fallbacks))
+            result = self._reduce(weighting, choice)
+            if isinstance(result, Reduction):
+                if result.order >= self.system.order:
+                    fallbacks.append(f"{result.order} stored states would be needed for {result.real_order}: no gain")
+                    return Decision(values, weighting, None, None, tuple(fallbacks))
+                return Decision(values, weighting, choice, result, (*fallbacks, *result.fallbacks))
+            fallbacks.append(f"{_describe(weighting)}: {result.reason}")
+            first = first or Decision(values, weighting, None, None, ())
+            if not result.unstable:
+                break
+        if first is None:
+            raise InvalidSystemError(f"{self.ref.name}: no Gramians could be computed: {'; '.join(fallbacks)}")
+        return replace(first, fallbacks=(*fallbacks, "not cut"))
+
+    def _spectrum(self, values: Tensor) -> Spectrum:
+        return Spectrum(values, self.system.order, self.per_slot, self.initial)
+
+    def _reduce(self, weighting: Weighting, choice: OrderChoice) -> Reduction | Refusal:
+        reducer = self.settings.reducer
+        if isinstance(reducer, ModalTruncation):
+            return Refusal("modal truncation balances nothing")
+        method = reduce_dense if self.ref.adapter.form is Form.DENSE else reduce_diagonal
+        return method(self.system, weighting, choice, reducer, self.settings.limits)
+
+    def _select(self, reducer: ModalTruncation, reduce: bool) -> Decision:
+        if not self.system.is_diagonal:
+            raise UnsupportedReductionError(
+                f"{self.ref.name}: ModalTruncation keeps states of a diagonal system, this one is dense; use "
+                f"BalancedTruncation."
+            )
+        self.system.require_stable(self.ref.name)
+        values = modal_scores(self.system, reducer.score).sort(descending=True).values
+        choice = self.settings.order_policy().choose(self._spectrum(values))
+        if choice is None or not reduce:
+            return Decision(values, None, choice, None, ())
+        reduction = reduce_by_selection(self.system, reducer.kept_states(self.system, max(choice.slots, 1)))
+        return Decision(values, None, choice, reduction, ())
+
+    def _weightings(self, fallbacks: list[str]) -> Iterator[Weighting]:
+        for controllability, observability, horizon in self._candidates():
+            white = GramianSource.WHITE in (controllability, observability)
+            if white and horizon is None:
+                self.system.require_stable(self.ref.name)
+            p = self._data_factor if controllability is GramianSource.DATA else self._white(self._balanced, horizon)
+            q = self._loss_factor if observability is GramianSource.LOSS else self._white(dual(self._balanced), horizon)
+            if p is None or q is None:
+                missing = "inputs" if p is None else "gradients of the loss at its output"
+                fallbacks.append(f"{controllability.value}/{observability.value} Gramians: no {missing} were captured")
+                continue
+            factors = GramianFactors(p, q, self.frame)
+            used = horizon if white else None
+            yield Weighting(factors, hankel_spectrum(factors), controllability, observability, used)
+
+    def _candidates(self) -> list[tuple[GramianSource, GramianSource, int | None]]:
+        wanted, white, horizon = self.settings, GramianSource.WHITE, self.settings.horizon
+        options = [
+            (wanted.controllability, wanted.observability, horizon),
+            (wanted.controllability, white, horizon),
+            (white, white, horizon),
+            (white, white, None),
+        ]
+        if horizon is not None and not self.system.is_stable():
+            options = options[:3]
+        return list(dict.fromkeys(options))
+
+    def _white(self, system: StateSpace, horizon: int | None) -> Tensor:
+        return controllability_factor(system, self.frame, horizon)
+
+    @cached_property
+    def _balanced(self) -> StateSpace:
+        reducer = self.settings.reducer
+        return self.system if isinstance(reducer, ModalTruncation) else reducer.balanced_system(self.system)
+
+    @cached_property
+    def _data_factor(self) -> Tensor | None:
+        moments = controllability_moments(self._balanced, self.capture, self.frame)
+        return None if moments is None else moment_factor(moments)
+
+    @cached_property
+    def _loss_factor(self) -> Tensor | None:
+        moments = observability_moments(self._balanced, self.capture, self.frame)
+        return None if moments is None else moment_factor(moments)
+
+
+def read_system(ref: LayerRef) -> StateSpace:
+    """The layer's system in double precision, verified against the layer's own forward pass.
+
+    Raises AdapterError where the adapter misreads the layer, InvalidSystemError, naming the layer, for bad values.
+    """
+    try:
+        system = ref.adapter.read(ref.module).to_double()
+    except InvalidSystemError as error:
+        raise InvalidSystemError(f"{ref.name}: {error}") from error
+    except AttributeError as error:
+        raise AdapterError(
+            f"{ref.name}: {type(ref.adapter).__name__} cannot read {type(ref.module).__name__}: {error}."
+        ) from error
+    verify_realization(ref, system)
+    return system
+
+
+def verify_realization(ref: LayerRef, system: StateSpace, length: int = 8) -> None:
+    """Raise AdapterError unless the layer's forward pass is the system that was read, on a short random input."""
+    like = next(ref.module.parameters())
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(2, length, system.inputs, generator=generator, dtype=torch.float64)
+    with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+        try:
+            found = ref.adapter.response(ref.module, u.to(like.device, like.dtype)).double().cpu()
+        except CompressmError:
+            raise
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise AdapterError(f"{ref.name}: the forward pass failed on an input of shape {tuple(u.shape)}: {error}") from error
+    wanted = system.simulate(u.to(like.dtype).double())
+    tolerance = 100 * torch.finfo(like.dtype).eps ** 0.75
+    size = float(wanted.abs().max())
+    error = float((found - wanted).abs().max()) if found.shape == wanted.shape else float("inf")
+    if not error <= tolerance * max(size, 1e-30):
+        raise AdapterError(
+            f"{ref.name}: {type(ref.adapter).__name__} read a system whose output differs from that of "
+            f"{type(ref.module).__name__}'s own forward pass by {error:.1e} (the output's size is {size:.1e}). The "
+            f"layer has an option that the adapter does not know, or is another layer of the same name. Nothing was cut."
+        )
+
+
+def significant_tail(values: Tensor, states: int) -> tuple[float, float]:
+    """The discarded fraction of the sum of the values beyond `states`, and the bound 2 * tail."""
+    kept = significant_values(values)
+    total = float(kept.sum())
+    return (float(kept[states:].sum()) / total if total > 0 else 0.0), error_bound(values, states)
+
+
+def _describe(weighting: Weighting) -> str:
+    horizon = "" if weighting.horizon is None else f" over {weighting.horizon} steps"
+    return f"{weighting.controllability.value}/{weighting.observability.value} Gramians{horizon}"

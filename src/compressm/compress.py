@@ -1,0 +1,258 @@
+"""Analyse a model, or cut it in place: the two verbs of the library."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from compressm.adapters.calibration import Calibration
+from compressm.adapters.moments import output_change
+from compressm.adapters.registry import Adapters, LayerRef, find_layers
+from compressm.adapters.update import LayerUpdate
+from compressm.analysis import Decision, LayerAnalysis, read_system, significant_tail
+from compressm.errors import SurgeryError, TiedParametersError, UnstableSystemError
+from compressm.linalg.norms import difference, h2_norm, hinf_estimate, hinf_norm
+from compressm.linalg.statespace import StateSpace
+from compressm.reduction.report import CompressionReport, LayerPlan, LayerReport, ReductionPlan
+from compressm.reduction.result import GramianSource
+from compressm.settings import CompressionSettings
+from compressm.surgery.operation import operate
+from compressm.surgery.wrappers import require_plain
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    analysis: LayerAnalysis
+    decision: Decision
+    update: LayerUpdate | None
+    seconds: float
+
+
+def analyze(
+    model: nn.Module,
+    settings: CompressionSettings | None = None,
+    *,
+    calibration: Calibration | None = None,
+    adapters: Adapters | None = None,
+    first_spectra: Mapping[str, Tensor] | None = None,
+) -> ReductionPlan:
+    """The Hankel singular values of every state space layer and the orders the settings' criterion wants.
+
+    Nothing is changed. With a `calibration` that has seen passes, the Gramians are those of the layers' own inputs and
+    of the loss (see `CompressionSettings`); without one they are the classical ones. `first_spectra` are the values
+    of the uncompressed layers by name, for a criterion that refers to them.
+
+    Raises AdapterError where an adapter misreads its layer, InvalidSystemError for NaN or infinite weights and
+    UnstableSystemError for an unstable layer, naming the layer.
+    """
+    settings = settings or CompressionSettings()
+    refs = _refs(model, adapters)
+    layers = []
+    for ref in refs:
+        analysis = _analysis(ref, settings, calibration, first_spectra)
+        layers.append(_plan_of(analysis, analysis.decide(reduce=False)))
+    return ReductionPlan(tuple(layers), _unsupported(model, refs))
+
+
+def compress_(
+    model: nn.Module,
+    settings: CompressionSettings | None = None,
+    *,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    calibration: Calibration | None = None,
+    adapters: Adapters | None = None,
+    first_spectra: Mapping[str, Tensor] | None = None,
+) -> CompressionReport:
+    """Cut every state space layer of a model in place to the order the settings' criterion wants.
+
+    Each layer is balanced under its Gramians, truncated, brought into the layer's own form and written into the same
+    parameters (Chahine et al. 2026, section 3); the state of the optimizers that hold them is carried over. All
+    layers' updates are computed before the first is applied, and the stored layers are checked: a cut happens whole
+    or not at all. Call it after `optimizer.step()` and before the next forward pass.
+
+    Raises what `analyze` raises; SurgeryError where the model is wrapped (DDP, FSDP, torch.compile) or a tensor cannot
+    be replaced, TiedParametersError where two layers share some of their parameters, UnstableSystemError where
+    rounding to the layer's dtype makes it unstable. Model and optimizers are as before then.
+    """
+    started = time.perf_counter()
+    settings = settings or CompressionSettings()
+    require_plain(model)
+    refs = _refs(model, adapters)
+    cuts = []
+    for ref in refs:
+        begun = time.perf_counter()
+        analysis = _analysis(ref, settings, calibration, first_spectra)
+        decision = analysis.decide(reduce=True)
+        reduction = decision.reduction
+        update = None if reduction is None else ref.adapter.write(ref.module, reduction)
+        cuts.append(_Cut(analysis, decision, update, time.perf_counter() - begun))
+    items = [(c.analysis.ref.name, c.analysis.ref.module, c.update) for c in cuts if c.update is not None]
+    operation = operate(items, optimizer, settings.optimizer_policy)
+    try:
+        reports = tuple(_report_of(c, settings) for c in cuts)
+    except BaseException:
+        operation.undo.undo()
+        raise
+    for warning in operation.warnings:
+        _logger.warning("%s", warning)
+    return CompressionReport(
+        reports, time.perf_counter() - started, _unsupported(model, refs), tuple(operation.warnings)
+    )
+
+
+def _refs(model: nn.Module, adapters: Adapters | None) -> list[LayerRef]:
+    """The layers to consider: each set of parameters once; layers that share only some are refused."""
+    kept: list[LayerRef] = []
+    owners: dict[int, LayerRef] = {}
+    for ref in find_layers(model, adapters):
+        parameters = {id(p) for p in ref.module.parameters()}
+        shared = {owners[p].name: owners[p] for p in parameters if p in owners}
+        if not shared:
+            kept.append(ref)
+            owners.update(dict.fromkeys(parameters, ref))
+            continue
+        other = next(iter(shared.values()))
+        if {id(p) for p in other.module.parameters()} != parameters or type(other.module) is not type(ref.module):
+            raise TiedParametersError(
+                f"The layers '{other.name}' and '{ref.name}' share some of their parameters but not all: a cut would "
+                f"need two different bases for one tensor. Tie all of their parameters, use one module twice, or exclude one."
+            )
+    return kept
+
+
+def _analysis(
+    ref: LayerRef,
+    settings: CompressionSettings,
+    calibration: Calibration | None,
+    first_spectra: Mapping[str, Tensor] | None,
+) -> LayerAnalysis:
+    capture = None if calibration is None else calibration.capture(ref.name)
+    initial = None if first_spectra is None else first_spectra.get(ref.name)
+    return LayerAnalysis(ref, settings, capture, initial)
+
+
+def _sources(decision: Decision) -> tuple[str, str]:
+    if decision.weighting is None:
+        return "none", "none"
+    horizon = "" if decision.weighting.horizon is None else f" ({decision.weighting.horizon} steps)"
+    return tuple(  # type: ignore[return-value]
+        source.value + (horizon if source is GramianSource.WHITE else "")
+        for source in (decision.weighting.controllability, decision.weighting.observability)
+    )
+
+
+def _bounded(decision: Decision, settings: CompressionSettings) -> bool:
+    reducer = settings.reducer
+    return decision.weighting is not None and decision.weighting.is_white and getattr(reducer, "has_bound", False)
+
+
+def _plan_of(analysis: LayerAnalysis, decision: Decision) -> LayerPlan:
+    order, choice = analysis.system.order, decision.choice
+    states = order * analysis.per_slot if choice is None else choice.states
+    discarded, bound = significant_tail(decision.values, states)
+    return LayerPlan(
+        name=analysis.ref.name,
+        layer=type(analysis.ref.module).__name__,
+        order=order,
+        planned_order=order if choice is None else min(choice.slots, -(-choice.states // analysis.per_slot) or 1),
+        planned_states=states,
+        states_per_slot=analysis.per_slot,
+        hankel_singular_values=tuple(decision.values.tolist()),
+        discarded=discarded,
+        bound=bound if _bounded(decision, analysis.settings) else None,
+        controllability=_sources(decision)[0],
+        observability=_sources(decision)[1],
+        reason=None if choice is not None else "; ".join(decision.fallbacks) or "the criterion wants no smaller order",
+    )
+
+
+def _report_of(cut: _Cut, settings: CompressionSettings) -> LayerReport:
+    """The report on one layer, measured on what is stored now. Raises where that is not what was meant."""
+    begun = time.perf_counter()
+    analysis, decision, reduction = cut.analysis, cut.decision, cut.decision.reduction
+    full, name = analysis.system, analysis.ref.name
+    stored = full
+    if reduction is not None and cut.update is not None:
+        stored = _check_stored(analysis.ref, full, cut.update)
+    states = full.order * analysis.per_slot if reduction is None else _states(analysis, decision)
+    discarded, bound = significant_tail(decision.values, states)
+    errors = _errors(full, stored, settings.exact_norms) if reduction is not None else _Errors(0.0, None, 0.0, None)
+    return LayerReport(
+        name=name,
+        layer=type(analysis.ref.module).__name__,
+        order_before=full.order,
+        order_after=stored.order,
+        real_order=reduction.real_order if reduction is not None else full.order * (2 if full.is_complex else 1),
+        hankel_singular_values=tuple(decision.values.tolist()),
+        discarded=discarded,
+        bound=bound if _bounded(decision, settings) else None,
+        hinf_error=errors.hinf,
+        hinf_norm=errors.hinf_norm,
+        hinf_exact=settings.exact_norms,
+        h2_error=errors.h2,
+        h2_norm=errors.h2_norm,
+        output_change=output_change(full, stored, analysis.capture) if reduction is not None else None,
+        controllability=_sources(decision)[0],
+        observability=_sources(decision)[1],
+        conditioning=reduction.conditioning if reduction is not None else 1.0,
+        fallbacks=decision.fallbacks,
+        seconds=cut.seconds + time.perf_counter() - begun,
+    )
+
+
+def _states(analysis: LayerAnalysis, decision: Decision) -> int:
+    reduction = decision.reduction
+    if reduction is None or analysis.per_slot == 1:
+        return analysis.system.order if reduction is None else reduction.order
+    return reduction.real_order
+
+
+def _check_stored(ref: LayerRef, full: StateSpace, update: LayerUpdate) -> StateSpace:
+    stored = read_system(ref)
+    if stored.order != update.order:
+        raise SurgeryError(
+            f"{ref.name}: the adapter's update declares the order {update.order}, but {stored.order} is read back."
+        )
+    if full.is_stable() and not stored.is_stable():
+        raise UnstableSystemError(
+            f"{ref.name}: the reduced layer is stable in double precision, but rounding to "
+            f"{next(ref.module.parameters()).dtype} makes it unstable. Keep this layer's parameters in a wider dtype."
+        )
+    return stored
+
+
+@dataclass(frozen=True)
+class _Errors:
+    hinf: float | None
+    hinf_norm: float | None
+    h2: float | None
+    h2_norm: float | None
+
+
+def _errors(full: StateSpace, stored: StateSpace, exact: bool) -> _Errors:
+    if not (full.is_stable() and stored.is_stable()):
+        return _Errors(None, None, None, None)
+    peak = hinf_norm if exact else hinf_estimate
+    error = difference(full, stored)
+    return _Errors(peak(error), peak(full), h2_norm(error), h2_norm(full))
+
+
+def _unsupported(model: nn.Module, refs: Sequence[LayerRef]) -> tuple[str, ...]:
+    """Leaf modules whose name says state space but which have no adapter."""
+    known = {id(m) for ref in refs for m in ref.module.modules()}
+    words = ("ssm", "s4", "s5", "lru", "mamba", "linoss", "statespace", "dss")
+    return tuple(
+        f"{name} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if id(module) not in known
+        and list(module.parameters(recurse=False))
+        and any(word in type(module).__name__.lower() for word in words)
+    )

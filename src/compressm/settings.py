@@ -1,0 +1,97 @@
+"""All settings of a cut in one frozen value, shared by the API, the training loop and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+
+from compressm.errors import ConfigError
+from compressm.linalg.forms import Frame
+from compressm.reduction.criteria import Criterion, HankelEnergy, OrderPolicy
+from compressm.reduction.reduce import Limits
+from compressm.reduction.reducers import BalancedTruncation, Reducer
+from compressm.reduction.result import GramianSource
+from compressm.reduction.selection import ModalTruncation
+from compressm.surgery.policy import StatePolicy
+
+
+class Balancing(Enum):
+    """Which system is balanced where a complex one has a real output y = Re(C x)."""
+
+    REAL = "real"  # the real system of order 2n that the layer is
+    COMPLEX = "complex"  # the complex system (A, B, C) of order n, as the paper does
+
+    @property
+    def frame(self) -> Frame:
+        """The coordinates that belong to it."""
+        return Frame.REAL if self is Balancing.REAL else Frame.COMPLEX
+
+
+@dataclass(frozen=True)
+class CompressionSettings:
+    """How a layer is analysed and cut.
+
+    * `criterion` chooses the order from the Hankel singular values; `multiple`, `minimum_gain` and `floor` are the
+      limits around it (see `OrderPolicy`).
+    * `balancing`: the real system behind y = Re(C x) (default), or the complex one as in the paper.
+    * `controllability`: WHITE, or DATA from captured inputs. `observability`: WHITE, or LOSS from captured gradients of
+      the loss. Where nothing was captured both are WHITE, and the report says so.
+    * `horizon`: the number of steps of finite-horizon Gramians; None for infinite.
+    * `reducer`: BalancedTruncation, SingularPerturbation (layers with a full D), or ModalTruncation.
+    * `optimizer_policy`: what becomes of the optimizer state of the parameters that are cut.
+    * `exact_norms`: compute the H-infinity error exactly instead of a lower estimate on a grid.
+    * `limits`: what a reduced system must satisfy to be stored.
+    """
+
+    criterion: Criterion = field(default_factory=HankelEnergy)
+    multiple: int = 1
+    minimum_gain: float = 0.0
+    floor: int = 1
+    balancing: Balancing = Balancing.REAL
+    controllability: GramianSource = GramianSource.DATA
+    observability: GramianSource = GramianSource.LOSS
+    horizon: int | None = None
+    reducer: Reducer | ModalTruncation = field(default_factory=BalancedTruncation)
+    optimizer_policy: StatePolicy = StatePolicy.TRANSPORT
+    exact_norms: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
+                raise ConfigError(f"CompressionSettings.{name} is {value!r}; wanted a {wanted}.")
+        if self.controllability is GramianSource.LOSS or self.observability is GramianSource.DATA:
+            raise ConfigError("Controllability is weighted by DATA and observability by LOSS, not the other way round.")
+        if self.horizon is not None and (not isinstance(self.horizon, int) or self.horizon < 1):
+            raise ConfigError(f"CompressionSettings.horizon is {self.horizon!r}; wanted None or 1 or more steps.")
+        self.order_policy()
+
+    def order_policy(self) -> OrderPolicy:
+        """The criterion with its limits."""
+        return OrderPolicy(self.criterion, self.multiple, self.minimum_gain, self.floor)
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings as JSON values, for records and fingerprints."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "criterion": Criterion,
+    "balancing": Balancing,
+    "controllability": GramianSource,
+    "observability": GramianSource,
+    "reducer": (Reducer, ModalTruncation),
+    "optimizer_policy": StatePolicy,
+    "limits": Limits,
+}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        inside = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {"kind": type(value).__name__, **inside}
+    return value
