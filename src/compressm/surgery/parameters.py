@@ -73,8 +73,13 @@ def swap(tensor: Tensor, value: Tensor, steps: ExitStack) -> None:
     steps.callback(_put_back, tensor, old, grad)
     _refuse_stale_graphs(tensor, steps)
     tensor.grad = None
+    hold(tensor, value)
+
+
+def hold(tensor: Tensor, value: Tensor) -> None:
+    """Let `tensor` share the memory and the shape of `value`."""
     with torch.no_grad():
-        tensor.set_(value)
+        tensor.set_(value)  # pyright: ignore[reportArgumentType]
 
 
 def convert(value: Tensor, slot: TensorSlot) -> Tensor:
@@ -137,8 +142,7 @@ def _kind(tensor: Tensor) -> int:
 
 def _put_back(tensor: Tensor, old: Tensor, grad: Tensor | None) -> None:
     tensor.grad = None
-    with torch.no_grad():
-        tensor.set_(old)
+    hold(tensor, old)
     tensor.grad = grad
 
 
