@@ -195,7 +195,9 @@ def verify_realization(ref: LayerRef, system: StateSpace, length: int = 8) -> No
         except CompressmError:
             raise
         except (RuntimeError, TypeError, ValueError) as error:
-            raise AdapterError(f"{ref.name}: the forward pass failed on an input of shape {tuple(u.shape)}: {error}") from error
+            raise AdapterError(
+                f"{ref.name}: the forward pass failed on an input of shape {tuple(u.shape)}: {error}"
+            ) from error
     wanted = system.simulate(u.to(like.dtype).double())
     tolerance = 100 * torch.finfo(like.dtype).eps ** 0.75
     size = float(wanted.abs().max())
@@ -204,7 +206,7 @@ def verify_realization(ref: LayerRef, system: StateSpace, length: int = 8) -> No
         raise AdapterError(
             f"{ref.name}: {type(ref.adapter).__name__} read a system whose output differs from that of "
             f"{type(ref.module).__name__}'s own forward pass by {error:.1e} (the output's size is {size:.1e}). The "
-            f"layer has an option that the adapter does not know, or is another layer of the same name. Nothing was cut."
+            f"layer has an option that the adapter does not know, or only shares its name. Nothing was cut."
         )
 
 

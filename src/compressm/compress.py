@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -123,7 +122,7 @@ def _refs(model: nn.Module, adapters: Adapters | None) -> list[LayerRef]:
         if {id(p) for p in other.module.parameters()} != parameters or type(other.module) is not type(ref.module):
             raise TiedParametersError(
                 f"The layers '{other.name}' and '{ref.name}' share some of their parameters but not all: a cut would "
-                f"need two different bases for one tensor. Tie all of their parameters, use one module twice, or exclude one."
+                f"need two different bases for one tensor. Tie all of them or none."
             )
     return kept
 

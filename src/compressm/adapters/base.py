@@ -63,7 +63,9 @@ class StateSpaceAdapter(ABC):
         """The output `(batch, L, p)` among what one forward call returned."""
         value = result[0] if isinstance(result, tuple) else result
         if not isinstance(value, Tensor):
-            raise TypeError(f"{type(layer).__name__} returned {type(value).__name__}; wanted a tensor or a tuple of one.")
+            raise TypeError(
+                f"{type(layer).__name__} returned {type(value).__name__}; wanted a tensor or a tuple of one."
+            )
         return value
 
     def response(self, layer: nn.Module, u: Tensor) -> Tensor:

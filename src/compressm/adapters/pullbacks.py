@@ -29,7 +29,8 @@ class InputWeights:
 
     def pullback(self) -> Pullback:
         """Gradients: G of B is (g_re + i g_im) / gain; G' = embed.adjoint(G); times the new gain. The log-gain's
-        gradient is the sum over inputs of Re(conj(B') G')."""
+        gradient is the sum over inputs of Re(conj(B') G').
+        """
         return Pullback((self.re, self.im, self.log_gain), self._covectors, self._variances)
 
     def _covectors(self, old: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -77,7 +77,7 @@ def check_adapters(adapters: Adapters | None) -> None:
     for kind, adapter in (adapters or {}).items():
         if not (isinstance(kind, type) and isinstance(adapter, StateSpaceAdapter)):
             raise AdapterError(
-                f"adapters maps {kind!r} to {adapter!r}; wanted layer classes and adapter instances, {{Layer: Adapter()}}."
+                f"adapters maps {kind!r} to {adapter!r}; wanted {{Layer: Adapter()}} with an instance."
             )
 
 

@@ -76,7 +76,7 @@ def order_within(values: Tensor, allowed: float) -> int:
 
 @dataclass(frozen=True)
 class HankelEnergy(Criterion):
-    """Discard at most the fraction `discard` of the sum of the values (Chahine et al. 2026, eq. 8; sum, not squares)."""
+    """Discard at most the fraction `discard` of the sum of the values (Chahine et al. 2026, eq. 8), not of squares."""
 
     discard: float = 0.02
     reference: Reference = Reference.CURRENT

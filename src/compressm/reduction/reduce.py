@@ -82,12 +82,16 @@ def reduce_diagonal(
             return refusal
         basis = modal_basis(projected.system.a, merge_pairs=frame is Frame.REAL)
         if not basis.conditioning <= limits.conditioning:
-            notes.append(f"{states} states: eigenvectors too ill-conditioned ({basis.conditioning:.1e}); lower order tried")
+            notes.append(
+                f"{states} states: eigenvectors too ill-conditioned ({basis.conditioning:.1e}); lower order tried"
+            )
             continue
         if basis.slots <= choice.slots:
             return _reduction(store(system, projected, basis, frame), choice, basis.conditioning, weighting, notes)
     if rank == 0:
-        return _reduction(nothing(system), replace(choice, slots=max(choice.slots, 1), exact=True), 1.0, weighting, notes)
+        return _reduction(
+            nothing(system), replace(choice, slots=max(choice.slots, 1), exact=True), 1.0, weighting, notes
+        )
     return Refusal("no order could be diagonalized: " + "; ".join(notes[-2:]))
 
 
@@ -97,7 +101,9 @@ def reduce_dense(
     """Reduce a real system for a layer with a dense real state matrix."""
     rank = numerical_rank(weighting.spectrum.values)
     states = min(choice.states, rank)
-    notes = [] if states == choice.states else [f"numerical rank is {rank}: {choice.states} states cannot be told apart"]
+    notes = (
+        [] if states == choice.states else [f"numerical rank is {rank}: {choice.states} states cannot be told apart"]
+    )
     if states == 0:
         states, system_ = 1, select_dense(system)
         maps = torch.zeros(1, system.order, dtype=torch.float64)
@@ -117,9 +123,7 @@ def reduce_by_selection(system: StateSpace, keep: torch.Tensor) -> Reduction:
     rows = torch.eye(system.order, dtype=torch.complex128)[keep]
     maps = ConjugateLinear(rows), ConjugateLinear(rows.mT.clone())
     order = len(keep) * (2 if system.is_complex and system.output == "real" else 1)
-    return Reduction(
-        select_states(system, keep), order, *maps, keep, 1.0, GramianSource.WHITE, GramianSource.WHITE
-    )
+    return Reduction(select_states(system, keep), order, *maps, keep, 1.0, GramianSource.WHITE, GramianSource.WHITE)
 
 
 def select_dense(system: StateSpace) -> StateSpace:
@@ -170,6 +174,6 @@ def require_feedthrough(reducer: Reducer, full_feedthrough: bool, name: str) -> 
     """Raise UnsupportedReductionError where a reducer changes D and the layer has no full D."""
     if reducer.changes_feedthrough and not full_feedthrough:
         raise UnsupportedReductionError(
-            f"{name}: {type(reducer).__name__} changes D to a full p x m matrix, which this layer cannot store (its D is "
-            f"diagonal or absent). Use BalancedTruncation, or a layer with a full D."
+            f"{name}: {type(reducer).__name__} changes D to a full p x m matrix, which this layer cannot store: its D is "
+            f"diagonal or absent. Use BalancedTruncation, or a layer with a full D."
         )

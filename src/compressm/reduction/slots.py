@@ -91,7 +91,9 @@ def nothing(full: StateSpace) -> StoredSystem:
 
 def _extend(transform: ConjugateLinear, zeros: Tensor, dim: int) -> ConjugateLinear:
     linear = torch.cat([transform.linear, zeros], dim)
-    return ConjugateLinear(linear, None if transform.conjugate is None else torch.cat([transform.conjugate, zeros], dim))
+    return ConjugateLinear(
+        linear, None if transform.conjugate is None else torch.cat([transform.conjugate, zeros], dim)
+    )
 
 
 def _stored_maps(rows: Tensor, columns: Tensor, real: Tensor) -> tuple[ConjugateLinear, ConjugateLinear]:
@@ -99,7 +101,9 @@ def _stored_maps(rows: Tensor, columns: Tensor, real: Tensor) -> tuple[Conjugate
     if rows.shape[-1] != 2 * n or columns.shape[-2] != 2 * n:
         raise ValueError("The real frame of a complex system has an even number of states.")
     pair = torch.where(real, torch.zeros(()), torch.ones(())).to(torch.complex128)
-    row_gain = torch.where(real, torch.full((), _REAL_B, dtype=torch.complex128), torch.ones((), dtype=torch.complex128))
+    row_gain = torch.where(
+        real, torch.full((), _REAL_B, dtype=torch.complex128), torch.ones((), dtype=torch.complex128)
+    )
     from_re, from_im = rows[:, :n] * row_gain[:, None], rows[:, n:] * row_gain[:, None]
     restrict = ConjugateLinear((from_re - 1j * from_im) / 2, (from_re + 1j * from_im) / 2)
     to_x = columns[:n] + 1j * columns[n:]
@@ -116,4 +120,6 @@ def _scale_rows(transform: ConjugateLinear, scale: Tensor) -> ConjugateLinear:
 
 
 def _scale_columns(transform: ConjugateLinear, scale: Tensor) -> ConjugateLinear:
-    return ConjugateLinear(transform.linear * scale, None if transform.conjugate is None else transform.conjugate * scale)
+    return ConjugateLinear(
+        transform.linear * scale, None if transform.conjugate is None else transform.conjugate * scale
+    )

@@ -1,0 +1,276 @@
+"""The laws of an adapter, executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from compressm.adapters.base import Form, StateSpaceAdapter
+from compressm.adapters.registry import LayerRef, find_adapter
+from compressm.adapters.update import LayerUpdate
+from compressm.analysis import LayerAnalysis
+from compressm.errors import AdapterError, AdapterLawError, CompressmError
+from compressm.linalg.norms import difference, error_bound, hinf_norm
+from compressm.linalg.statespace import StateSpace
+from compressm.reduction.criteria import FixedOrder
+from compressm.reduction.result import GramianSource, Reduction
+from compressm.reduction.selection import ModalTruncation
+from compressm.settings import CompressionSettings
+from compressm.surgery.parameters import apply_update
+from compressm.testing.rewriting import rewrite
+
+_LENGTH = 24  # steps of the impulse response that are compared
+
+
+def check_adapter(
+    make_layer: Callable[[], nn.Module], adapter: StateSpaceAdapter | None = None, *, order: int | None = None
+) -> None:
+    """Run the eight laws of `StateSpaceAdapter` on fresh layers from `make_layer`.
+
+    `adapter` is looked up in the registry where it is not given; `order` is the order to cut to (half by default).
+    The layer should have generic weights (not zero) and a stable system. For a form that admits only a choice of states,
+    the laws about similarity are replaced by those about selection.
+
+    Raises AdapterLawError, naming the law, what was found and what was wanted, for the first law that is broken, and
+    AdapterError where there is no adapter.
+    """
+    layer = make_layer()
+    adapter = adapter if adapter is not None else find_adapter(layer)
+    if adapter is None:
+        raise AdapterError(
+            f"{type(layer).__module__}.{type(layer).__qualname__} has no adapter; pass adapter= or register one with "
+            f'@register_adapter("{type(layer).__module__}.{type(layer).__qualname__}").'
+        )
+    checker = _Checker(make_layer, adapter, order)
+    checker.realization()
+    checker.round_trip()
+    checker.cut()
+    checker.purity()
+    checker.identity()
+    checker.repeatability()
+
+
+class _Checker:
+    """Runs the laws for one adapter."""
+
+    def __init__(self, make_layer: Callable[[], nn.Module], adapter: StateSpaceAdapter, order: int | None) -> None:
+        self.make_layer, self.adapter = make_layer, adapter
+        self.full_order = self.read(make_layer(), 1, "realization").order
+        if self.full_order < 2:
+            raise AdapterError(f"The layer has the order {self.full_order}; check_adapter needs one of 2 or more.")
+        self.order = self.full_order // 2 if order is None else order
+
+    def realization(self) -> None:
+        """Law 1."""
+        layer = self.make_layer()
+        system = self.read(layer, 1, "realization")
+        self.require_same(1, "realization", layer, system, "the system that read() returns")
+
+    def round_trip(self) -> None:
+        """Law 2: writing the whole system in another basis keeps the map."""
+        layer = self.make_layer()
+        before = self.impulse(layer)
+        reduction = rewrite(self.read(layer, 2, "round trip"), self.adapter.form)
+        apply_update(layer, self.write(layer, reduction, 2, "round trip"))
+        self.compare(2, "round trip", self.impulse(layer), before, "the layer before writing its own system back")
+
+    def cut(self) -> None:
+        """Laws 3, 4 and 5 on one cut."""
+        layer = self.make_layer()
+        full = self.read(layer, 3, "order")
+        reduction = self.reduce(layer, "order")
+        update = self.write(layer, reduction, 3, "order")
+        apply_update(layer, update)
+        stored = self.read(layer, 3, "order")
+        if stored.order != update.order or stored.order > self.order:
+            raise _broken(
+                3,
+                "order",
+                f"after writing, read() gives the order {stored.order}",
+                f"the order that the update declares ({update.order}), at most {self.order}",
+                "resize every tensor and size attribute that carries the order, and set LayerUpdate.order",
+            )
+        self.require_finite(layer)
+        self.require_same(3, "order", layer, stored, "the system that read() returns after the cut")
+        self.require_error(full, stored, reduction)
+        if not stored.is_stable():
+            raise _broken(
+                5,
+                "stability",
+                f"after writing, the spectral radius is {float(stored.spectral_radius().max()):.9g}",
+                "a stable layer in the layer's own dtype, as the reduced system is",
+                "store poles in a form that keeps |pole| < 1 under rounding, such as its logarithm",
+            )
+
+    def purity(self) -> None:
+        """Law 6."""
+        layer = self.make_layer()
+        before = _tensors(layer)
+        copies = {name: t.detach().clone() for name, t in before.items()}
+        update = self.write(layer, self.reduce(layer, "purity"), 6, "purity")
+        for name, tensor in _tensors(layer).items():
+            if name not in copies or tensor.shape != copies[name].shape or not torch.equal(tensor, copies[name]):
+                raise _broken(
+                    6, "purity", f"write() changed '{name}' of the layer", "a layer left as it was",
+                    "return new values in the LayerUpdate; surgery applies them",
+                )  # fmt: skip
+        memory = {t.untyped_storage().data_ptr(): name for name, t in before.items() if t.numel()}
+        for name, tensor in update.tensors.items():
+            if tensor.numel() and tensor.untyped_storage().data_ptr() in memory:
+                owner = memory[tensor.untyped_storage().data_ptr()]
+                raise _broken(
+                    6, "purity", f"the new value of '{name}' shares memory with the layer's '{owner}'",
+                    "tensors of their own", "clone it",
+                )  # fmt: skip
+
+    def identity(self) -> None:
+        """Law 7."""
+        layer = self.make_layer()
+        for parameter in layer.parameters():
+            parameter.mark = "kept"  # type: ignore[attr-defined]
+        frozen = next(iter(dict(layer.named_parameters())))
+        layer.get_parameter(frozen).requires_grad_(False)
+        before = {name: (p, p.dtype, p.device, p.requires_grad) for name, p in layer.named_parameters()}
+        apply_update(layer, self.write(layer, self.reduce(layer, "identity"), 7, "identity"))
+        after = dict(layer.named_parameters())
+        for name, (parameter, dtype, device, requires_grad) in before.items():
+            now = after.get(name)
+            kept = now is parameter and (now.dtype, now.device, now.requires_grad) == (dtype, device, requires_grad)
+            if not kept or getattr(now, "mark", None) != "kept":
+                raise _broken(
+                    7, "identity", f"'{name}' is another object, or lost its dtype, device, requires_grad or attributes",
+                    "the same parameter with a new value", "name it in LayerUpdate.tensors instead of assigning it",
+                )  # fmt: skip
+
+    def repeatability(self) -> None:
+        """Law 8."""
+        layer = self.make_layer()
+        apply_update(layer, self.write(layer, self.reduce(layer, "repeatability"), 8, "repeatability"))
+        before = self.impulse(layer)
+        again = self.analysis(layer).decide(reduce=True).reduction
+        if again is not None:
+            apply_update(layer, self.write(layer, again, 8, "repeatability"))
+        self.compare(8, "repeatability", self.impulse(layer), before, "the layer after the first of two equal cuts")
+
+    def read(self, layer: nn.Module, law: int, title: str) -> StateSpace:
+        """The layer's system, or a broken law."""
+        try:
+            return self.adapter.read(layer).to_double()
+        except (CompressmError, AttributeError, RuntimeError, TypeError) as error:
+            raise _broken(
+                law, title, f"read() raised {type(error).__name__}: {error}", "a StateSpace",
+                "check the parameter names and shapes that read() uses",
+            ) from error  # fmt: skip
+
+    def write(self, layer: nn.Module, reduction: Reduction, law: int, title: str) -> LayerUpdate:
+        """The adapter's update, or a broken law."""
+        try:
+            update = self.adapter.write(layer, reduction)
+        except (CompressmError, AttributeError, RuntimeError, TypeError) as error:
+            raise _broken(
+                law, title, f"write() raised {type(error).__name__}: {error}", "a LayerUpdate",
+                "check that write() stores reduction.system in the layer's parametrization",
+            ) from error  # fmt: skip
+        if not isinstance(update, LayerUpdate):
+            raise _broken(law, title, f"write() returned {type(update).__name__}", "a LayerUpdate", "return one")
+        return update
+
+    def analysis(self, layer: nn.Module) -> LayerAnalysis:
+        """The analysis of a cut to the order of the check under white input."""
+        white = GramianSource.WHITE
+        settings = CompressionSettings(FixedOrder(self.order), controllability=white, observability=white)
+        if self.adapter.form is Form.SELECTION:
+            settings = replace(settings, reducer=ModalTruncation())
+        return LayerAnalysis(LayerRef("layer", layer, self.adapter), settings, None, None)
+
+    def reduce(self, layer: nn.Module, title: str) -> Reduction:
+        """The reduction of a cut to the order of the check."""
+        decision = self.analysis(layer).decide(reduce=True)
+        if decision.reduction is None:
+            raise AdapterError(
+                f"The layer could not be reduced to the order {self.order} for the law '{title}': "
+                f"{'; '.join(decision.fallbacks) or 'it has no more states'}. Use a layer with generic weights."
+            )
+        return decision.reduction
+
+    def impulse(self, layer: nn.Module) -> Tensor:
+        """The layer's own impulse response `(L, p, m)`, from its forward pass."""
+        like = next(layer.parameters())
+        inputs = self.adapter.read(layer).inputs
+        u = torch.zeros(inputs, _LENGTH, inputs)
+        u[range(inputs), 0, range(inputs)] = 1
+        with torch.no_grad():
+            y = self.adapter.response(layer, u.to(like.device, like.dtype))
+        return y.double().cpu().permute(1, 2, 0)
+
+    def require_same(self, law: int, title: str, layer: nn.Module, system: StateSpace, what: str) -> None:
+        """The layer's impulse response equals the system's."""
+        wanted = system.markov_parameters(_LENGTH)
+        self.compare(law, title, self.impulse(layer), wanted.real if wanted.is_complex() else wanted, what)
+
+    def compare(self, law: int, title: str, found: Tensor, wanted: Tensor, what: str) -> None:
+        """Two impulse responses agree within the layer's precision."""
+        eps = torch.finfo(next(self.make_layer().parameters()).dtype).eps
+        if found.shape == wanted.shape:
+            error, size = (found - wanted).abs(), float(wanted.abs().max())
+            if float(error.max()) <= 100 * eps**0.75 * max(size, 1e-30):
+                return
+            step = int(error.amax((1, 2)).argmax())
+            text = (
+                f"the layer's impulse response differs from that of {what} by {float(error.max()):.2e} at step {step}"
+            )
+        else:
+            text = (
+                f"the layer's impulse response has the shape {tuple(found.shape)}, that of {what} {tuple(wanted.shape)}"
+            )
+        raise _broken(
+            law, title, text, f"agreement (the response's size is {float(wanted.abs().max()):.2e})",
+            "look for a missing factor (2 for conjugate pairs, an input gain, the step size), a sign, D, or a response "
+            "that starts one step late: y_k = C x_k after x_k = A x_{k-1} + B u_k",
+        )  # fmt: skip
+
+    def require_finite(self, layer: nn.Module) -> None:
+        """Forward and backward of a cut layer give finite numbers."""
+        like = next(layer.parameters())
+        u = torch.randn(2, 8, self.adapter.read(layer).inputs, generator=torch.Generator().manual_seed(0))
+        y = self.adapter.response(layer, u.to(like.device, like.dtype))
+        y.square().sum().backward()
+        bad = [name for name, p in layer.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+        if bad or not bool(y.isfinite().all()):
+            where = f"the gradient of {', '.join(bad)}" if bad else "the output"
+            raise _broken(
+                3, "order", f"after the cut {where} is not finite", "finite outputs and gradients",
+                "check how poles at 0, real poles and negative real poles are stored (logarithms of zero, angles)",
+            )  # fmt: skip
+
+    def require_error(self, full: StateSpace, stored: StateSpace, reduction: Reduction) -> None:
+        """Law 4: the bound where there is one; elsewhere the stored system is the reduced one."""
+        eps = torch.finfo(next(self.make_layer().parameters()).dtype).eps
+        size = hinf_norm(full)
+        if reduction.keep is None:
+            values = self.analysis(self.make_layer()).decide(reduce=False).values
+            bound, what = error_bound(values, reduction.real_order), "2 * (sum of the discarded Hankel singular values)"
+            found = hinf_norm(difference(full, stored))
+        else:
+            bound, what = 0.0, "the kept states unchanged"
+            found = hinf_norm(difference(reduction.system, stored))
+        if not found <= bound + 100 * eps**0.75 * size:
+            raise _broken(
+                4, "bound", f"the H-infinity error after the cut is {found:.3e}", f"at most {bound:.3e}, {what}",
+                "write() does not store reduction.system: compare its poles, B and C with what read() gives afterwards",
+            )  # fmt: skip
+
+
+def _tensors(layer: nn.Module) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    for name, value in vars(layer).items():
+        if isinstance(value, Tensor):
+            found[name] = value
+    return found
+
+
+def _broken(law: int, title: str, found: str, wanted: str, remedy: str) -> AdapterLawError:
+    return AdapterLawError(f"Law {law} ({title}) is broken: {found}; wanted {wanted}. Remedy: {remedy}.")
