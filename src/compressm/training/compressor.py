@@ -7,20 +7,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from compressm.adapters.base import StateSpaceAdapter
 from compressm.adapters.calibration import Calibration
+from compressm.adapters.registry import Adapters
 from compressm.compress import compress_
 from compressm.errors import CompressmError, ConfigError, SurgeryError
 from compressm.reduction.criteria import Criterion
 from compressm.reduction.result import GramianSource
-from compressm.reduction.settings import CompressionSettings
-from compressm.surgery.snapshot import Snapshot
+from compressm.settings import CompressionSettings
+from compressm.surgery.snapshot import Snapshot, Stateful
 from compressm.training.guard import Guard
 from compressm.training.history import Cut, Event, History, RolledBack, Skipped
 from compressm.training.interrupts import held_interrupts
@@ -39,13 +40,6 @@ class OnError(Enum):
 
     RAISE = "raise"
     SKIP = "skip"  # log a warning, record a `Skipped` event, leave the model as it is, go on
-
-
-class Stateful(Protocol):
-    """What a learning-rate scheduler or gradient scaler offers for a rollback."""
-
-    def state_dict(self) -> dict[str, object]: ...
-    def load_state_dict(self, state_dict: dict[str, object]) -> None: ...
 
 
 class InTrainingCompressor:
@@ -87,9 +81,9 @@ class InTrainingCompressor:
         criteria: Sequence[Criterion] = (),
         guard: Guard | None = None,
         scheduler: Stateful | Sequence[Stateful] = (),
-        grad_scaler: Stateful | None = None,
+        grad_scaler: GradScaler | None = None,
         calibration_steps: int = 2,
-        adapters: Mapping[type[nn.Module], StateSpaceAdapter] | None = None,
+        adapters: Adapters | None = None,
         on_cut: Callable[[Cut], None] | None = None,
         on_error: OnError = OnError.SKIP,
     ) -> None:
@@ -105,7 +99,8 @@ class InTrainingCompressor:
         self._first_spectra: dict[str, Tensor] = {}
         self._probe: Probe | None = None
         gradients = self.plan.settings.observability is GramianSource.LOSS
-        self._calibration = Calibration(model, adapters=adapters, capture_gradients=gradients)
+        scale = None if grad_scaler is None else grad_scaler.get_scale
+        self._calibration = Calibration(model, adapters=adapters, capture_gradients=gradients, grad_scale=scale)
         self._watch = StepWatch(self._optimizers)
         self._arrange_capture()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import isfinite
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from compressm.errors import ConfigError
 from compressm.reduction.report import CompressionReport
+from compressm.training.portable import decode, encode
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Cut:
     @property
     def changed(self) -> bool:
         """Whether any layer got smaller."""
-        return any(layer.order_after != layer.order_before for layer in self.report.layers)
+        return self.report.changed
 
     def __str__(self) -> str:
         orders = ", ".join(f"{x.name} {x.order_before} -> {x.order_after}" for x in self.report.layers)
@@ -115,28 +115,26 @@ class History:
 def _event_to_dict(event: Event) -> dict[str, object]:
     values = dict(vars(event))
     if not isinstance(event, Skipped):
-        values["report"] = event.report.to_dict()
-    return {"kind": event.kind} | {k: _encode(v) for k, v in values.items()}
+        values["report"] = _lists(event.report.to_dict())
+    return {"kind": event.kind, **encode(values, "the history")}
 
 
 def _event_from_dict(data: Mapping[str, object]) -> Event:
+    kinds: dict[str, type[Event]] = {c.kind: c for c in (Cut, RolledBack, Skipped)}
+    values: dict[str, Any] = decode(data)
+    kind = kinds.get(values.pop("kind", None))
+    if kind is None:
+        raise ConfigError(f"An event of kind {data.get('kind')!r} is not known; known are {sorted(kinds)}.")
     try:
-        match data["kind"]:
-            case Cut.kind:
-                return Cut(int(data["step"]), CompressionReport.from_dict(data["report"]))
-            case RolledBack.kind:
-                numbers = {k: float(data[k]) for k in ("before", "after", "allowed")}
-                report = CompressionReport.from_dict(data["report"])
-                return RolledBack(int(data["step"]), int(data["cut_step"]), **numbers, report=report)
-            case Skipped.kind:
-                return Skipped(int(data["step"]), str(data["reason"]))
-            case kind:
-                known = [c.kind for c in (Cut, RolledBack, Skipped)]
-                raise ConfigError(f"An event of kind {kind!r} is not known; known are {known}.")
-    except (KeyError, TypeError) as error:
+        if "report" in values:
+            values["report"] = CompressionReport.from_dict(values["report"])
+        return kind(**values)
+    except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"An event of the history is damaged ({error!r}): {data}.") from error
 
 
-def _encode(value: object) -> object:
-    """NaN and infinities as text, which JSON can hold and `float` reads back."""
-    return str(value) if isinstance(value, float) and not isfinite(value) else value
+def _lists(value: object) -> object:
+    """Tuples as lists, as JSON has them; the report reads both."""
+    if isinstance(value, Mapping):
+        return {k: _lists(v) for k, v in value.items()}
+    return [_lists(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from compressm.errors import ConfigError
 from compressm.reduction.criteria import Criterion
-from compressm.reduction.settings import CompressionSettings
+from compressm.settings import CompressionSettings
 from compressm.training.guard import Guard
 from compressm.training.presets import preset
 from compressm.training.schedule import Schedule

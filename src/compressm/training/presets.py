@@ -9,7 +9,7 @@ from types import MappingProxyType
 from compressm.errors import ConfigError
 from compressm.reduction.criteria import HankelEnergy, Reference
 from compressm.reduction.result import GramianSource
-from compressm.reduction.settings import Balancing, CompressionSettings
+from compressm.settings import Balancing, CompressionSettings
 from compressm.surgery.policy import StatePolicy
 from compressm.training.schedule import Schedule, Window
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressm.errors import ConfigError
-from compressm.surgery.snapshot import Snapshot
+from compressm.surgery.snapshot import Snapshot, Stateful
 from compressm.training.history import Cut, History
 from compressm.training.plan import CutPlan, differences
+from compressm.training.portable import decode, encode
 from compressm.training.probe import Probe
 
 VERSION = 1
@@ -46,13 +47,13 @@ def probe_to_state(probe: Probe | None) -> dict[str, Any] | None:
     return {
         "events": history["events"],  # the cut to judge comes last
         "before": str(probe.before),  # may be NaN
-        "snapshot": probe.snapshot.state_dict(),
+        "snapshot": encode(probe.snapshot.state_dict(), "the snapshot"),
         "first_spectra": dict(probe.first_spectra),
     }
 
 
 def probe_from_state(
-    state: Mapping[str, Any] | None, model: nn.Module, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]
+    state: Mapping[str, Any] | None, model: nn.Module, optimizers: Sequence[Optimizer], schedulers: Sequence[Stateful]
 ) -> Probe | None:
     """The probe that `probe_to_state` wrote, for the same training objects."""
     if state is None:
@@ -60,6 +61,6 @@ def probe_from_state(
     *events, cut = History.from_dict({"initial": {}, "events": state["events"]}).events
     if not isinstance(cut, Cut):
         raise ConfigError(f"The compressor's state has a pending probe of {cut!r}; wanted a cut.")
-    snapshot = Snapshot.from_state_dict(state["snapshot"], model, optimizers, schedulers)
+    snapshot = Snapshot.from_state_dict(decode(state["snapshot"]), model, optimizers, schedulers)
     spectra: dict[str, Tensor] = dict(state["first_spectra"])
     return Probe(cut, float(state["before"]), snapshot, tuple(events), spectra)

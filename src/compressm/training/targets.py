@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import nn
 
-from compressm.adapters.base import StateSpaceAdapter
-from compressm.adapters.registry import LayerRef, find_layers
+from compressm.adapters.registry import Adapters, LayerRef, find_layers
 from compressm.errors import AdapterError
 
 
-def require_layers(model: nn.Module, adapters: Mapping[type[nn.Module], StateSpaceAdapter] | None) -> list[LayerRef]:
+def require_layers(model: nn.Module, adapters: Adapters | None) -> list[LayerRef]:
     """The layers of `model` that have an adapter; AdapterError, naming what was looked at, where there is none."""
     layers = find_layers(model, adapters)
     if not layers:
