@@ -26,7 +26,7 @@ class Run:
         self.model = nn.Sequential(nn.BatchNorm1d(3), layer, nn.Dropout(0.3), nn.Linear(2, 1))
         self.optimizer = make(list(self.model.parameters()))
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, max_lr=0.05, total_steps=40, cycle_momentum=True
+            self.optimizer, max_lr=0.002, total_steps=40, cycle_momentum=True
         )
         self.losses: list[float] = []
 
