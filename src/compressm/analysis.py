@@ -127,10 +127,12 @@ class LayerAnalysis:
             if white and horizon is None:
                 self.system.require_stable(self.ref.name)
             p = self._data_factor if controllability is GramianSource.DATA else self._white(self._balanced, horizon)
+            if p is None:
+                fallbacks.append(f"{controllability.value}/{observability.value} Gramians: no inputs were captured")
+                continue
             q = self._loss_factor if observability is GramianSource.LOSS else self._white(dual(self._balanced), horizon)
-            if p is None or q is None:
-                missing = "inputs" if p is None else "gradients of the loss at its output"
-                fallbacks.append(f"{controllability.value}/{observability.value} Gramians: no {missing} were captured")
+            if q is None:
+                fallbacks.append(f"{controllability.value}/{observability.value} Gramians: no gradients were captured")
                 continue
             factors = GramianFactors(p, q, self.frame)
             used = horizon if white else None

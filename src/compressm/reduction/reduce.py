@@ -174,6 +174,6 @@ def require_feedthrough(reducer: Reducer, full_feedthrough: bool, name: str) -> 
     """Raise UnsupportedReductionError where a reducer changes D and the layer has no full D."""
     if reducer.changes_feedthrough and not full_feedthrough:
         raise UnsupportedReductionError(
-            f"{name}: {type(reducer).__name__} changes D to a full p x m matrix, which this layer cannot store: its D is "
-            f"diagonal or absent. Use BalancedTruncation, or a layer with a full D."
+            f"{name}: {type(reducer).__name__} changes D to a full p x m matrix, which this layer cannot store: its "
+            f"D is diagonal or absent. Use BalancedTruncation, or a layer with a full D."
         )

@@ -59,8 +59,8 @@ class LayerReport:
 
     Orders count stored states; `real_order` counts the states of the real system after the cut. `discarded` and
     `bound` are as in `LayerPlan`, for the order really reached. `hinf_error` (a lower estimate from a grid, unless
-    `hinf_exact`) and `h2_error` are the norms of G - G_r for the weights as stored, `hinf_norm` and `h2_norm` those of G
-    (None where the layer is not stable). `output_change` is |y_r - y| / |y| on captured inputs, None without any.
+    `hinf_exact`) and `h2_error` are the norms of G - G_r for the weights as stored, `hinf_norm` and `h2_norm` those of
+    G (None where the layer is not stable). `output_change` is |y_r - y| / |y| on captured inputs, None without any.
     `controllability` and `observability` name the Gramians really used; `fallbacks` says what was tried before.
     """
 

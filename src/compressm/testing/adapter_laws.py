@@ -31,8 +31,8 @@ def check_adapter(
     """Run the eight laws of `StateSpaceAdapter` on fresh layers from `make_layer`.
 
     `adapter` is looked up in the registry where it is not given; `order` is the order to cut to (half by default).
-    The layer should have generic weights (not zero) and a stable system. For a form that admits only a choice of states,
-    the laws about similarity are replaced by those about selection.
+    The layer should have generic weights (not zero) and a stable system. For a form that admits only a choice of
+    states, the laws about similarity are replaced by those about selection.
 
     Raises AdapterLawError, naming the law, what was found and what was wanted, for the first law that is broken, and
     AdapterError where there is no adapter.
@@ -141,7 +141,7 @@ class _Checker:
             kept = now is parameter and (now.dtype, now.device, now.requires_grad) == (dtype, device, requires_grad)
             if not kept or getattr(now, "mark", None) != "kept":
                 raise _broken(
-                    7, "identity", f"'{name}' is another object, or lost its dtype, device, requires_grad or attributes",
+                    7, "identity", f"'{name}' is another object, or lost its dtype, device, grad flag or attributes",
                     "the same parameter with a new value", "name it in LayerUpdate.tensors instead of assigning it",
                 )  # fmt: skip
 
