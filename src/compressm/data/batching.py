@@ -12,6 +12,9 @@ from torch import Tensor
 
 from compressm.data.dataset import Dataset, Sequences, Split, Task
 
+EVALUATION_BATCH = 250
+"""Sequences in a batch of an evaluation."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -83,5 +86,5 @@ def _pad(sequences: Sequences, indices: NDArray[np.int64], dataset: Dataset) -> 
 
 
 def _tensor(array: NDArray[np.generic]) -> Tensor:
-    """A tensor in memory of PyTorch's own: its alignment, which decides the order of sums in BLAS, is always the same."""
+    """A tensor in PyTorch's own memory: its alignment, which decides the order of sums in BLAS, is always the same."""
     return torch.from_numpy(np.ascontiguousarray(array)).clone()

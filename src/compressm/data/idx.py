@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 
 import numpy as np
@@ -19,13 +20,15 @@ def parse_idx(content: bytes, source: str) -> NDArray[np.uint8]:
         DataError: the magic number is foreign, or the number of bytes is not what the header says.
     """
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _UNSIGNED_BYTE or content[3] == 0:
-        raise DataError(f"{source} is not an idx file of unsigned bytes: it starts with {content[:4].hex() or 'nothing'}.")
+        raise DataError(
+            f"{source} is not an idx file of unsigned bytes: it starts with {content[:4].hex() or 'nothing'}."
+        )
     rank = content[3]
     start = 4 + 4 * rank
     if len(content) < start:
         raise DataError(f"{source} ends inside its header: {len(content)} bytes, wanted at least {start}.")
     shape = struct.unpack(f">{rank}I", content[4:start])
-    wanted = start + int(np.prod(shape, dtype=np.int64))
+    wanted = start + math.prod(shape)
     if len(content) != wanted:
         raise DataError(f"{source} has {len(content)} bytes, wanted {wanted} for the shape {shape} in its header.")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)

@@ -41,9 +41,7 @@ ProgressFactory = Callable[[str], Progress]
 """Gives a progress callback for the file of the given name."""
 
 
-def load_smnist(
-    scaling: Scaling = Scaling.STANDARD, seed: int = 0, progress: ProgressFactory | None = None
-) -> Dataset:
+def load_smnist(scaling: Scaling = Scaling.STANDARD, seed: int = 0, progress: ProgressFactory | None = None) -> Dataset:
     """Sequential MNIST: 55,000 training, 5,000 validation (stratified, by `seed`) and the 10,000 official test cases.
 
     The idx files (plain or `.gz`) are read from `$COMPRESSM_DATA/mnist`, else from the cache folder, else they are

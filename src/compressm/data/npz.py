@@ -3,11 +3,11 @@
 | key | shape | meaning |
 | --- | --- | --- |
 | `X` | `(cases, L, channels)` or `(cases, L)` | sequences of equal length; real numbers, all finite |
-| `X`, `offsets` | `(steps, channels)`, `(cases + 1,)` | sequences of different lengths: case i is `X[offsets[i]:offsets[i + 1]]` |
+| `X`, `offsets` | `(steps, channels)`, `(cases + 1,)` | different lengths: case i is `X[offsets[i]:offsets[i + 1]]` |
 | `y` | `(cases,)` integers | classes 0, 1, ..., K - 1 |
 | `y` | `(cases,)` or `(cases, outputs)` floats | values to predict |
-| `X_test`, `y_test`, `offsets_test` | as above | optional test split; otherwise one is held out |
-| `X_validation`, `y_validation`, `offsets_validation` | as above | optional validation split; otherwise one is held out |
+| `X_test`, `y_test`, `offsets_test` | as above | the test split; held out where not given |
+| `X_validation`, `y_validation`, `offsets_validation` | as above | the validation split; held out where not given |
 
 Written by `numpy.savez("my.npz", X=X, y=y)`. Object arrays are refused: nothing is unpickled.
 """
@@ -68,7 +68,8 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
     if not path.is_file():
         raise DataError(f"{path} does not exist or is not a file; wanted a .npz file with the arrays X and y.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} holds a single array; wanted a .npz file with X and y (numpy.savez).")
             unknown = sorted(set(archive.files) - _KEYS)
@@ -129,7 +130,8 @@ def _check_alike(full: Split, other: Split, name: str, path: Path) -> None:
         raise DataError(f"{path}: X_{name} has {other.x.channels} channels, X has {full.x.channels}; wanted the same.")
     if other.y.dtype.kind != full.y.dtype.kind or other.y.shape[1:] != full.y.shape[1:]:
         raise DataError(
-            f"{path}: y_{name} is {other.y.dtype} {other.y.shape}, y is {full.y.dtype} {full.y.shape}; wanted the same kind."
+            f"{path}: y_{name} is {other.y.dtype} {other.y.shape}, y is {full.y.dtype} {full.y.shape}; "
+            "wanted the same kind."
         )
 
 

@@ -30,7 +30,8 @@ def holdout(
     rest = np.setdiff1d(np.arange(len(y)), out).astype(np.int64)
     if not len(out) or not len(rest):
         raise DataError(
-            f"{len(y)} cases cannot be split with a held-out fraction of {fraction}: a part would be empty. Give more cases."
+            f"{len(y)} cases cannot be split with a held-out fraction of {fraction}: a part would be empty. "
+            "Give more cases."
         )
     return rest, out
 

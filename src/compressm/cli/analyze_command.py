@@ -1,0 +1,47 @@
+"""`compressm analyze`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def analyze(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run folder (its newest checkpoint).")],
+    tolerances: Annotated[
+        str, typer.Option(help="Fractions of the sum of Hankel singular values to discard.")
+    ] = "0.1,0.05,0.02,0.01,0.001",
+    preset: Annotated[str, typer.Option(help="Kind of balancing: default or paper.")] = "default",
+    white: Annotated[bool, typer.Option("--white", help="Classical Gramians: use no data.")] = False,
+    batches: Annotated[int, typer.Option(help="Training batches that the Gramians are measured on.", min=1)] = 2,
+    data: Annotated[Path | None, typer.Option(help="Other data than the run's: a .npz file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Where the picture goes; default beside the checkpoint.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show results and errors only.")] = False,
+) -> int:
+    """Show the Hankel singular values of a model, and the orders that each tolerance would give."""
+    from compressm.cli.console import Terminal
+    from compressm.cli.parsing import convert
+    from compressm.cli.report.outlook import outlook_tables, spectrum_lines
+    from compressm.cli.report.show import print_table
+    from compressm.cli.report.spectra_picture import draw_spectra
+    from compressm.cli.session import load_data
+    from compressm.cli.stored import open_stored
+    from compressm.cli.stored_analysis import calibrate, outlooks
+    from compressm.training.presets import preset as named
+
+    terminal = Terminal(quiet)
+    fractions: tuple[float, ...] = convert(tuple[float, ...], tolerances, "--tolerances")  # type: ignore[assignment]
+    chosen = named(preset)
+    stored = open_stored(checkpoint)
+    calibration = None
+    if not white:
+        calibration = calibrate(stored, load_data(stored.data_config(data), terminal), batches, terminal)
+    found = outlooks(stored, chosen, fractions, calibration)
+    for table in outlook_tables(found):
+        print_table(terminal.out, table)
+    target = picture or stored.path.parent / f"{stored.path.name}-spectra.png"
+    draw_spectra(target, spectrum_lines(found), title="Hankel singular values (circle: what a tolerance keeps)")
+    terminal.say(f"Picture: {target}")
+    return 0

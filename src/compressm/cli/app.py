@@ -1,0 +1,75 @@
+"""`compressm`: train, analyze, compress, eval."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from compressm.cli.analyze_command import analyze
+from compressm.cli.compress_command import compress
+from compressm.cli.eval_command import evaluate
+from compressm.cli.train_command import train
+from compressm.errors import CompressmError
+
+app = typer.Typer(
+    name="compressm",
+    help="State space models that shrink while they train.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(train)
+app.command()(analyze)
+app.command()(compress)
+app.command("eval")(evaluate)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"compressm {version('compressm')}")
+        except PackageNotFoundError:
+            typer.echo("compressm (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """State space models that shrink while they train."""
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line with `arguments` (default: the process's own) and return its exit code.
+
+    0: done; 2: wrong settings, data or files, told in one message; 130: interrupted by Ctrl-C.
+    """
+    from click.exceptions import Abort, ClickException, Exit
+
+    try:
+        result = app(args=arguments, standalone_mode=False)
+    except ClickException as error:
+        error.show()
+        return error.exit_code
+    except CompressmError as error:
+        typer.secho(f"Error: {error}", err=True, fg=typer.colors.RED)
+        return 2
+    except Exit as error:
+        return error.exit_code
+    except (KeyboardInterrupt, Abort):
+        typer.echo("Interrupted.", err=True)
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run())

@@ -1,0 +1,107 @@
+"""From a configuration and a data set to model, optimizer and compressor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from compressm.adapters.registry import find_layers
+from compressm.cli.config import CompressionConfig, OptimizerKind, RateSchedule, RunConfig, TrainingConfig
+from compressm.cli.objective import Objective
+from compressm.data.dataset import Dataset
+from compressm.layers.config import ModelConfig
+from compressm.layers.model import SequenceModel
+from compressm.reduction.criteria import Criterion, FixedFraction, FixedOrder
+from compressm.settings import CompressionSettings
+from compressm.training.compressor import InTrainingCompressor
+from compressm.training.guard import Guard
+from compressm.training.loop import warmup_then
+from compressm.training.presets import Preset, preset
+from compressm.training.schedule import At, Every, Schedule, Window
+
+
+def model_config(config: RunConfig, dataset: Dataset) -> ModelConfig:
+    """The model's settings: those of the run, with inputs and outputs of the data."""
+    return ModelConfig(inputs=dataset.channels, outputs=dataset.outputs, **vars(config.model))
+
+
+def build_model(config: ModelConfig, seed: int) -> SequenceModel:
+    """The model at the start of a run."""
+    torch.manual_seed(seed)
+    return SequenceModel(config)
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW with two parameter groups: state space layers (own rate, no decay) and the rest.
+
+    Each group's "base_lr" is its full learning rate, of which a schedule takes a part.
+    """
+    inside = {id(p) for layer in find_layers(model) for p in layer.module.parameters()}
+    ssm = [p for p in model.parameters() if id(p) in inside]
+    rest = [p for p in model.parameters() if id(p) not in inside]
+    groups = [
+        {"params": ssm, "weight_decay": 0.0, "base_lr": config.lr * config.ssm_lr_factor},
+        {"params": rest, "weight_decay": config.weight_decay, "base_lr": config.lr},
+    ]
+    kind = torch.optim.AdamW if config.optimizer is OptimizerKind.ADAMW else torch.optim.Adam
+    return kind(groups, lr=config.lr, foreach=True)
+
+
+def build_rates(config: TrainingConfig) -> Callable[[int], float]:
+    """The factor on the learning rates as a function of the step."""
+    final = min(config.final_lr / config.lr, 1.0) if config.lr > 0 else 1.0
+    return warmup_then(config.steps, config.warmup, final, config.schedule is RateSchedule.COSINE)
+
+
+def build_compressor(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: RunConfig,
+    objective: Objective,
+    validate: Callable[[], float],
+) -> InTrainingCompressor | None:
+    """The compressor that the configuration asks for; None where it asks for none."""
+    options = config.compression
+    if not options.enabled:
+        return None
+    chosen = preset(options.preset.value)
+    guard = None
+    if options.guard is not None:
+        guard = Guard(validate, options.guard, objective.higher_is_better, options.guard_probe)
+    return InTrainingCompressor(
+        model,
+        optimizer,
+        schedule=build_schedule(options, chosen, config.training.steps),
+        settings=build_settings(options, chosen),
+        criteria=build_criteria(options),
+        guard=guard,
+    )
+
+
+def build_settings(options: CompressionConfig, chosen: Preset) -> CompressionSettings:
+    """The preset's settings, with the tolerance asked for."""
+    return chosen.settings if options.discard is None else chosen.discarding(options.discard)
+
+
+def build_criteria(options: CompressionConfig) -> Sequence[Criterion]:
+    """One criterion for each cut where orders or a fraction to drop are given; otherwise the settings' own counts."""
+    if options.orders is not None:
+        return [FixedOrder(order) for order in options.orders]
+    return [] if options.drop is None else [FixedFraction(options.drop)]
+
+
+def build_schedule(options: CompressionConfig, chosen: Preset, steps: int) -> Schedule:
+    """The steps of the cuts: as given, else the preset's for a run of this many steps."""
+    if options.at is not None:
+        return At(options.at)
+    if options.every is not None:
+        start, end = options.window or (0, None)
+        return Every(options.every, start, end)
+    cuts = options.cuts if options.orders is None else len(options.orders)
+    if options.window is not None:
+        return Window(options.window[0], options.window[1], cuts or 4)
+    schedule = chosen.schedule(steps)
+    return replace(schedule, cuts=cuts) if cuts is not None and isinstance(schedule, Window) else schedule

@@ -1,0 +1,133 @@
+"""The run folder: what lies where."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from compressm.cli.config import RunConfig
+from compressm.cli.parsing import Tree, build, flatten
+from compressm.cli.recipes import read_yaml
+from compressm.errors import CheckpointError, ConfigError
+
+_CHECKPOINT = "step-"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """config.yaml, metrics.jsonl, checkpoints/step-*, tensorboard/, responses/, pictures/ and report.md."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path | None, config: RunConfig, note: Tree) -> RunFolder:
+        """A new folder with `config` in it, made whole or not at all; by default runs/DATASET-DATE-TIME.
+
+        Raises:
+            ConfigError: the folder exists and is not empty.
+        """
+        if path is None:
+            name = Path(config.data.path).stem if config.data.path else config.data.dataset
+            path = _free(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            remedy = f"continue it with --resume {path}, or choose another folder"
+            raise ConfigError(f"The run folder {path} exists and is not empty; {remedy}.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        staging.chmod(0o755)
+        write_yaml(staging / "config.yaml", flatten(config))
+        (staging / "run.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        os.replace(staging, path)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run folder.
+
+        Raises:
+            ConfigError: there is no run in `path`.
+        """
+        folder = cls(path)
+        if not folder.config_file.is_file() or not (path / "run.json").is_file():
+            raise ConfigError(
+                f"{path} is not a run folder: it has no config.yaml and run.json. Start a run with --run {path}."
+            )
+        return folder
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """The log of the run."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def pictures(self) -> Path:
+        """The folder of pictures."""
+        return self.path / "pictures"
+
+    @property
+    def report(self) -> Path:
+        """The report for people."""
+        return self.path / "report.md"
+
+    def config(self) -> RunConfig:
+        """The configuration that the run was started with."""
+        return build(RunConfig, read_yaml(self.config_file))
+
+    def note(self) -> dict[str, Any]:
+        """What was recorded at the start beside the configuration."""
+        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+
+    def response_file(self, step: int) -> Path:
+        """Where the impulse responses before and after the cut of a step are kept."""
+        return self.path / "responses" / f"step-{step:08d}.npz"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint of a step."""
+        return self.path / "checkpoints" / f"{_CHECKPOINT}{step:08d}"
+
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints, oldest first."""
+        return sorted((self.path / "checkpoints").glob(f"{_CHECKPOINT}" + "[0-9]" * 8))
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the `keep` newest checkpoints."""
+        for old in self.checkpoints()[:-keep]:
+            shutil.rmtree(old)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint at `path`, or the newest one where `path` is a run folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / "structure.json").is_file():
+        return path
+    found = RunFolder(path).checkpoints()
+    if not found:
+        raise CheckpointError(f"{path} is neither a checkpoint (structure.json) nor a run folder with checkpoints.")
+    return found[-1]
+
+
+def write_yaml(path: Path, tree: Tree) -> None:
+    """Write plain mappings as YAML."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+
+
+def _free(path: Path) -> Path:
+    """`path`, or with the first free number after it."""
+    candidates = (path, *(path.with_name(f"{path.name}-{number}") for number in range(2, 1000)))
+    return next(candidate for candidate in candidates if not candidate.exists())

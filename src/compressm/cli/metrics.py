@@ -1,0 +1,73 @@
+"""`metrics.jsonl`: one JSON object a line, appended, and cut back to a known length when a run is resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressm.errors import CheckpointError
+
+Record = dict[str, Any]
+
+_CLOCK = frozenset({"seconds", "seconds_per_step", "time"})
+
+
+class MetricsFile:
+    """Appends records to a file. `sync` returns its length, at which a later run may cut it off and go on."""
+
+    def __init__(self, path: Path, length: int = 0) -> None:
+        """Open `path` and cut it off at `length` bytes.
+
+        Raises:
+            CheckpointError: the file is shorter than `length`.
+        """
+        path.touch()
+        found = path.stat().st_size
+        if found < length:
+            raise CheckpointError(
+                f"{path} has {found} bytes, but the checkpoint was written when it had {length}: it was altered. "
+                "Start a new run, or delete the run folder's newer checkpoints."
+            )
+        os.truncate(path, length)
+        self._stream = path.open("a", encoding="utf-8")
+
+    def append(self, record: Mapping[str, object]) -> None:
+        """Write one record; numbers that are not finite become null."""
+        self._stream.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+
+    def sync(self) -> int:
+        """Bring everything to the disk; the file's length in bytes."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        return self._stream.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """All whole records of a metrics file; a last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is incomplete or empty
+
+
+def without_clock(value: Any) -> Any:
+    """A record without its wall-clock fields: what two equal runs have in common."""
+    if isinstance(value, Mapping):
+        return {key: without_clock(item) for key, item in value.items() if key not in _CLOCK}
+    return [without_clock(item) for item in value] if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

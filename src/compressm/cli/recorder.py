@@ -1,0 +1,124 @@
+"""Writes down what a training loop tells: metrics, TensorBoard events, impulse responses, checkpoints, the bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from compressm.adapters.registry import find_layers
+from compressm.checkpoint import save_checkpoint
+from compressm.cli.folder import RunFolder
+from compressm.cli.metrics import MetricsFile
+from compressm.cli.objective import Objective
+from compressm.cli.responses import impulse_responses, pair_up, save_pairs
+from compressm.training.compressor import InTrainingCompressor
+from compressm.training.history import Cut, Event, History
+from compressm.training.loop import LoopObserver, LoopState, Moment, Scores
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_RESPONSE_STEPS = 256
+
+
+class Recorder(LoopObserver):
+    """The observer of a run in a run folder; everything it writes can be cut back to the last checkpoint."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        metrics: MetricsFile,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        compressor: InTrainingCompressor | None,
+        objective: Objective,
+        *,
+        length: int,
+        extra: dict[str, Any],
+        keep: int,
+        board: SummaryWriter | None,
+        show: Callable[[int, str], None],
+    ) -> None:
+        """Record into `folder`; `length` is the data's longest sequence, `extra` goes into every checkpoint."""
+        self._folder, self._metrics, self._objective = folder, metrics, objective
+        self._model, self._optimizer, self._compressor = model, optimizer, compressor
+        self._length, self._extra, self._keep = min(length, _RESPONSE_STEPS), extra, keep
+        self._board, self._show = board, show
+        self._responses: dict[str, NDArray[np.float64]] = {}
+        self._metric: float | None = None
+
+    def begin(self, state: LoopState) -> None:
+        """The first record and the first checkpoint of a new run."""
+        orders = layer_orders(self._model)
+        self._metrics.append({"kind": "start", "step": 0, "orders": orders, "parameters": count(self._model)})
+        self.save(state)
+
+    def stepped(self, step: int, loss: float) -> None:
+        """Move the bar."""
+        metric = f"  {self._objective.metric} {self._objective.show(self._metric)}" if self._metric is not None else ""
+        orders = ""
+        if self._compressor is not None:
+            orders = "  order " + ", ".join(str(order) for order in self._compressor.orders().values())
+        self._show(step, f"loss {loss:.3f}{metric}{orders}")
+
+    def logged(self, step: int, loss: float, rate: float, seconds: float) -> None:
+        """A "train" record."""
+        self._metrics.append({"kind": "train", "step": step, "loss": loss, "lr": rate, "seconds_per_step": seconds})
+        self._scalars(step, {"train/loss": loss, "train/lr": rate, "train/seconds_per_step": seconds})
+
+    def evaluated(self, step: int, moment: Moment, scores: Scores) -> None:
+        """An "evaluation" record."""
+        self._metrics.append({"kind": "evaluation", "step": step, "moment": moment.value, **scores})
+        self._metric = scores[self._objective.metric]
+        if moment is not Moment.BEFORE_CUT:  # one value a step
+            self._scalars(step, {f"validation/{name}": value for name, value in scores.items()})
+
+    def cutting(self, step: int) -> None:
+        """Keep the impulse responses of the whole layers."""
+        self._responses = impulse_responses(self._model, self._length)
+
+    def happened(self, step: int, event: Event) -> None:
+        """A record of the event's kind, with its report."""
+        record = History({}, (event,)).to_dict()["events"][0]  # type: ignore[index]
+        self._metrics.append({**record, "step": step, "parameters": count(self._model)})
+        if isinstance(event, Cut):
+            after = impulse_responses(self._model, self._length)
+            save_pairs(self._folder.response_file(step), pair_up(self._responses, after))
+        if self._compressor is not None:
+            self._scalars(step, {f"order/{name}": float(order) for name, order in self._compressor.orders().items()})
+
+    def save(self, state: LoopState) -> None:
+        """A checkpoint that knows how long metrics.jsonl was."""
+        extra = {**self._extra, "loop": state.to_dict(), "metrics_bytes": self._metrics.sync()}
+        path = self._folder.checkpoint(state.step)
+        path.parent.mkdir(exist_ok=True)
+        save_checkpoint(path, self._model, optimizer=self._optimizer, compressor=self._compressor, extra=extra)
+        self._folder.prune(self._keep)
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._metrics.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _scalars(self, step: int, values: dict[str, float]) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+
+def layer_orders(model: nn.Module) -> dict[str, int]:
+    """Each state space layer's order (stored states) by the layer's name."""
+    return {layer.name: layer.adapter.read(layer.module).order for layer in find_layers(model)}
+
+
+def count(model: nn.Module) -> int:
+    """The number of trainable numbers of a model."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,38 @@
+"""Tables as rich tables for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from compressm.cli.report.rows import Table
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Draw one table."""
+    drawn = RichTable(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(table.columns):
+        drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*row)
+    console.print(drawn)
+    if table.note:
+        console.print(table.note, style="dim")
+
+
+def markdown_table(table: Table) -> str:
+    """One table with its title as a heading."""
+    lines = [f"## {table.title}", ""]
+    if table.rows:
+        lines += [_line(table.columns), _line(["---", *["---:"] * (len(table.columns) - 1)])]
+        lines += [_line(row) for row in table.rows]
+    if table.note:
+        lines += ["", table.note]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

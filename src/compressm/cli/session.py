@@ -1,0 +1,187 @@
+"""One training run from its start, or from its last checkpoint, to its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from compressm.checkpoint import load_checkpoint
+from compressm.cli.build import build_compressor, build_model, build_optimizer, build_rates, model_config
+from compressm.cli.config import DataConfig, RunConfig
+from compressm.cli.console import Terminal
+from compressm.cli.folder import RunFolder
+from compressm.cli.metrics import MetricsFile
+from compressm.cli.objective import Objective
+from compressm.cli.parsing import flatten
+from compressm.cli.recorder import Recorder
+from compressm.cli.stopping import StopRequest
+from compressm.cli.stored import KIND
+from compressm.data.batching import EVALUATION_BATCH, Batcher
+from compressm.data.dataset import Dataset
+from compressm.data.registry import load_dataset
+from compressm.errors import ConfigError, DataError
+from compressm.training.evaluation import undisturbed
+from compressm.training.loop import LoopSettings, LoopState, fit
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def load_data(config: DataConfig, terminal: Terminal) -> Dataset:
+    """The data set of a run, downloaded (with a bar) where needed."""
+    with terminal.downloads() as progress:
+        path = Path(config.path) if config.path is not None else None
+        return load_dataset(
+            config.dataset, path=path, scaling=config.scaling, seed=config.split_seed, progress=progress
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run's folder, what it reports, and whether it came to its end (else it was stopped and can be resumed)."""
+
+    folder: RunFolder
+    objective: Objective
+    complete: bool
+
+
+def start(config: RunConfig, path: Path | None, terminal: Terminal) -> Outcome:
+    """A new run in `path`."""
+    threads = config.training.threads or torch.get_num_threads()
+    absolute = os.path.abspath(config.data.path) if config.data.path is not None else None
+    config = replace(
+        config,
+        training=replace(config.training, threads=threads),
+        data=replace(config.data, path=absolute),
+    )
+    dataset = load_data(config.data, terminal)
+    _require_enough(dataset, config)
+    note = {"data": dataset.fingerprint(), "torch": torch.__version__, "python": platform.python_version()}
+    _training(config, dataset)  # contradictions show before a folder is made
+    folder = RunFolder.create(path, config, note)
+    terminal.say(f"Run folder {folder.path}")
+    return Outcome(folder, Objective.of(dataset), _train(folder, config, dataset, terminal))
+
+
+def resume(path: Path, terminal: Terminal) -> Outcome:
+    """Go on with the run in `path`, from its newest checkpoint."""
+    folder = RunFolder.open(path)
+    config = folder.config()
+    dataset = load_data(config.data, terminal)
+    if dataset.fingerprint() != folder.note().get("data"):
+        raise DataError(f"The data are not those that {path} was started with; restore them, or start a new run.")
+    return Outcome(folder, Objective.of(dataset), _train(folder, config, dataset, terminal))
+
+
+class _Parts:
+    """Model, optimizer, compressor and what belongs to them, as a configuration describes them."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset) -> None:
+        self.batcher = Batcher(dataset, config.training.batch_size, config.training.seed)
+        self.objective = Objective.of(dataset)
+        self.model_config = model_config(config, dataset)
+        self.model = build_model(self.model_config, config.training.seed)
+        self.optimizer = build_optimizer(self.model, config.training)
+        self.dataset = dataset
+        self.compressor = build_compressor(self.model, self.optimizer, config, self.objective, self.validate)
+
+    def scores(self) -> dict[str, float]:
+        """Metric and loss on the validation split."""
+        batches = self.batcher.in_order(self.dataset.validation, EVALUATION_BATCH)
+        return self.objective.evaluate(self.model, batches)
+
+    def validate(self) -> float:
+        """The metric on the validation split."""
+        return self.scores()[self.objective.metric]
+
+
+def _training(config: RunConfig, dataset: Dataset) -> _Parts:
+    torch.set_num_threads(config.training.threads or torch.get_num_threads())
+    return _Parts(config, dataset)
+
+
+def _train(folder: RunFolder, config: RunConfig, dataset: Dataset, terminal: Terminal) -> bool:
+    parts = _training(config, dataset)
+    state, length = LoopState(), 0
+    saved = folder.checkpoints()
+    if saved:
+        extra = load_checkpoint(saved[-1], parts.model, optimizer=parts.optimizer, compressor=parts.compressor)
+        state, length = LoopState(**extra["loop"]), int(extra["metrics_bytes"])
+        terminal.say(f"Resuming at step {state.step} of {config.training.steps}")
+    with ExitStack() as stack:
+        recorder = Recorder(
+            folder,
+            MetricsFile(folder.metrics, length),
+            parts.model,
+            parts.optimizer,
+            parts.compressor,
+            parts.objective,
+            length=dataset.max_length,
+            extra={"kind": KIND, "model": parts.model_config.to_dict(), "config": flatten(config)},
+            keep=config.output.keep,
+            board=_board(folder, config, state.step, terminal),
+            show=stack.enter_context(terminal.training(config.training.steps, state.step)),
+        )
+        stack.callback(recorder.close)
+        if not saved:
+            recorder.begin(state)
+        stop = stack.enter_context(StopRequest())
+        training = config.training
+        state = fit(
+            parts.model,
+            parts.optimizer,
+            batch_at=parts.batcher.training,
+            loss_of=parts.objective.loss,
+            evaluate=parts.scores,
+            rate_at=build_rates(training),
+            compressor=parts.compressor,
+            settings=LoopSettings(
+                training.steps, training.log_every, training.eval_every, config.output.checkpoint_every
+            ),
+            observer=recorder,
+            state=state,
+            interrupted=lambda: stop.requested,
+        )
+    if state.step < config.training.steps:
+        return False
+    _finish(folder, parts, terminal)
+    return True
+
+
+def _finish(folder: RunFolder, parts: _Parts, terminal: Terminal) -> None:
+    """The test split, once, at the end."""
+    test = parts.dataset.test
+    batches = parts.batcher.in_order(test, EVALUATION_BATCH)
+    total = -(-test.cases // EVALUATION_BATCH)
+    with undisturbed(parts.model):
+        scores = parts.objective.evaluate(parts.model, terminal.track(batches, total, "Testing"))
+    text = json.dumps({"test": scores, "metric": parts.objective.metric}, indent=2)
+    temporary = folder.path / ".results.json"
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, folder.path / "results.json")
+
+
+def _require_enough(dataset: Dataset, config: RunConfig) -> None:
+    if dataset.train.cases < 2:
+        raise DataError(f"{dataset.name} has {dataset.train.cases} training cases; wanted at least 2.")
+    if config.compression.guard is not None and dataset.validation.cases < 1:
+        raise ConfigError("compression.guard needs a validation split.")
+
+
+def _board(folder: RunFolder, config: RunConfig, step: int, terminal: Terminal) -> SummaryWriter | None:
+    """A writer of TensorBoard events that hides what an earlier, killed process wrote after `step`."""
+    if not config.output.tensorboard:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        terminal.say("TensorBoard is not installed: no events are written (pip install tensorboard).")
+        return None
+    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1 if step else None)

@@ -1,0 +1,72 @@
+"""The model in a checkpoint that `compressm train` or `compressm compress` wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from compressm.checkpoint import load_checkpoint, read_structure
+from compressm.cli.config import DataConfig, RunConfig
+from compressm.cli.console import Terminal
+from compressm.cli.folder import find_checkpoint
+from compressm.cli.objective import Objective
+from compressm.cli.parsing import build
+from compressm.data.batching import EVALUATION_BATCH, Batcher
+from compressm.data.dataset import Dataset, Split
+from compressm.errors import CheckpointError, DataError
+from compressm.layers.config import ModelConfig
+from compressm.layers.model import SequenceModel
+from compressm.training.evaluation import undisturbed
+
+KIND = "compressm run"
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model in evaluation mode with its cut shapes, where it lies, and what was written beside it."""
+
+    path: Path
+    model: SequenceModel
+    config: RunConfig
+    extra: dict[str, Any]
+
+    def data_config(self, path: Path | None) -> DataConfig:
+        """Which data it was trained on, or the user's own arrays at `path` in their place."""
+        return self.config.data if path is None else replace(self.config.data, path=str(path))
+
+
+def open_stored(path: Path) -> StoredModel:
+    """The model of a checkpoint, or of the newest checkpoint of a run folder.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or the command line did not write it.
+    """
+    path = find_checkpoint(path)
+    extra = read_structure(path).get("extra")
+    if not isinstance(extra, dict) or extra.get("kind") != KIND:
+        raise CheckpointError(
+            f"{path} was not written by the command line, so the model's settings are not in it. "
+            "Load it into your own model with compressm.load_checkpoint."
+        )
+    model = SequenceModel(ModelConfig.from_dict(extra["model"]))
+    load_checkpoint(path, model)
+    return StoredModel(path, model.eval(), build(RunConfig, extra["config"]), extra)
+
+
+def evaluate_stored(stored: StoredModel, dataset: Dataset, split: Split, terminal: Terminal) -> dict[str, float]:
+    """Metric and loss of the model on one split of `dataset`, with a bar.
+
+    Raises:
+        DataError: the data do not fit the model.
+    """
+    wanted = stored.model.config.inputs, stored.model.config.outputs
+    if (dataset.channels, dataset.outputs) != wanted:
+        raise DataError(
+            f"{dataset.name} has {dataset.channels} channels and {dataset.outputs} outputs, but the model was made for "
+            f"{wanted[0]} and {wanted[1]}."
+        )
+    batches = Batcher(dataset, EVALUATION_BATCH, 0).in_order(split)
+    total = -(-split.cases // EVALUATION_BATCH)
+    with undisturbed(stored.model):
+        return Objective.of(dataset).evaluate(stored.model, terminal.track(batches, total, "Evaluating"))
