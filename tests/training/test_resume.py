@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from compressm.checkpoint import load_checkpoint, save_checkpoint
 from compressm.errors import ConfigError
 from compressm.reduction.criteria import FixedOrder
 from compressm.training import At, Every, Guard
@@ -53,6 +55,31 @@ def test_resuming_at_every_step_equals_going_on(make_run: RunFactory, compare: C
         run.train(STEPS - step)
         assert compare(run.save(), wanted) == [], step
     assert whole.orders() == ([5, 5] if after == 1.0 else [12, 12])
+
+
+def test_resuming_from_a_checkpoint_at_every_step(make_run: RunFactory, compare: Compare, tmp_path: Path) -> None:
+    whole = build(make_run)
+    for step in range(STEPS):
+        save_checkpoint(
+            tmp_path / str(step),
+            whole.model,
+            optimizer=whole.optimizer,
+            scheduler=whole.scheduler,
+            compressor=whole.compressor,
+        )
+        whole.train(1)
+    wanted = whole.save()
+    for step in range(STEPS):
+        run = build(make_run)
+        load_checkpoint(
+            tmp_path / str(step),
+            run.model,
+            optimizer=run.optimizer,
+            scheduler=run.scheduler,
+            compressor=run.compressor,
+        )
+        run.train(STEPS - step)
+        assert compare(run.save(), wanted) == [], step
 
 
 def tensors_out(value: Any) -> Any:

@@ -16,12 +16,14 @@ from torch.optim import Optimizer
 
 from compressm.adapters.calibration import Calibration
 from compressm.adapters.registry import Adapters
+from compressm.analysis import read_system
 from compressm.compress import compress_
 from compressm.errors import CompressmError, ConfigError, SurgeryError
 from compressm.reduction.criteria import Criterion
 from compressm.reduction.result import GramianSource
 from compressm.settings import CompressionSettings
 from compressm.surgery.snapshot import Snapshot, Stateful
+from compressm.surgery.wrappers import require_plain
 from compressm.training.guard import Guard
 from compressm.training.history import Cut, Event, History, RolledBack, Skipped
 from compressm.training.interrupts import held_interrupts
@@ -67,7 +69,8 @@ class InTrainingCompressor:
       rolled back too. Data are not rewound.
     * `on_cut` is called with the `Cut` event after each cut, `on_error` says what happens where one cannot be made.
 
-    Raises ConfigError for settings that contradict each other, AdapterError where the model has no layer to cut.
+    Raises ConfigError for settings that contradict each other, AdapterError where the model has no layer to cut, and
+    SurgeryError where it is wrapped (DDP, FSDP, torch.compile).
     """
 
     def __init__(
@@ -93,8 +96,9 @@ class InTrainingCompressor:
         schedulers = tuple(scheduler) if isinstance(scheduler, Sequence) else (scheduler,)
         self._restorable = schedulers if grad_scaler is None else (*schedulers, grad_scaler)
         self._adapters, self._on_cut, self._on_error = adapters, on_cut, on_error
+        require_plain(model)
         layers = require_layers(model, adapters)
-        self.history = History({x.name: x.adapter.read(x.module).order for x in layers})
+        self.history = History({x.name: read_system(x).order for x in layers})
         self._steps, self._stopped, self._closed = 0, False, False
         self._first_spectra: dict[str, Tensor] = {}
         self._probe: Probe | None = None

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from compressm.checkpoint.tree import decode, encode
 from compressm.errors import ConfigError
 from compressm.reduction.report import CompressionReport
-from compressm.training.portable import decode, encode
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,15 @@ def _event_to_dict(event: Event) -> dict[str, object]:
     values = dict(vars(event))
     if not isinstance(event, Skipped):
         values["report"] = _lists(event.report.to_dict())
-    return {"kind": event.kind, **encode(values, "the history")}
+    return {"kind": event.kind, **encode(values, "history", None)}
 
 
 def _event_from_dict(data: Mapping[str, object]) -> Event:
     kinds: dict[str, type[Event]] = {c.kind: c for c in (Cut, RolledBack, Skipped)}
-    values: dict[str, Any] = decode(data)
-    kind = kinds.get(values.pop("kind", None))
-    if kind is None:
-        raise ConfigError(f"An event of kind {data.get('kind')!r} is not known; known are {sorted(kinds)}.")
+    if not isinstance(data, Mapping) or data.get("kind") not in kinds:
+        raise ConfigError(f"An event of the history is {data!r}; wanted one of the kinds {sorted(kinds)}.")
+    values: dict[str, Any] = decode(data, {}, "history")
+    kind = kinds[values.pop("kind")]
     try:
         if "report" in values:
             values["report"] = CompressionReport.from_dict(values["report"])

@@ -43,7 +43,7 @@ class Schedule(ABC):
 
     def to_dict(self) -> dict[str, object]:
         """A description for JSON: the kind's name and the fields; `schedule_from_dict` reads it."""
-        return {"kind": self.kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from compressm.errors import ConfigError
 from compressm.surgery.snapshot import Snapshot, Stateful
 from compressm.training.history import Cut, History
 from compressm.training.plan import CutPlan, differences
-from compressm.training.portable import decode, encode
 from compressm.training.probe import Probe
 
 VERSION = 1
@@ -47,7 +46,7 @@ def probe_to_state(probe: Probe | None) -> dict[str, Any] | None:
     return {
         "events": history["events"],  # the cut to judge comes last
         "before": str(probe.before),  # may be NaN
-        "snapshot": encode(probe.snapshot.state_dict(), "the snapshot"),
+        "snapshot": probe.snapshot.state_dict(),
         "first_spectra": dict(probe.first_spectra),
     }
 
@@ -61,6 +60,6 @@ def probe_from_state(
     *events, cut = History.from_dict({"initial": {}, "events": state["events"]}).events
     if not isinstance(cut, Cut):
         raise ConfigError(f"The compressor's state has a pending probe of {cut!r}; wanted a cut.")
-    snapshot = Snapshot.from_state_dict(decode(state["snapshot"]), model, optimizers, schedulers)
+    snapshot = Snapshot.from_state_dict(state["snapshot"], model, optimizers, schedulers)
     spectra: dict[str, Tensor] = dict(state["first_spectra"])
     return Probe(cut, float(state["before"]), snapshot, tuple(events), spectra)

@@ -9,8 +9,11 @@ from compressm.errors import AdapterError
 
 
 def require_layers(model: nn.Module, adapters: Adapters | None) -> list[LayerRef]:
-    """The layers of `model` that have an adapter; AdapterError, naming what was looked at, where there is none."""
-    layers = find_layers(model, adapters)
+    """The layers of `model` that have an adapter, of those that share all their parameters the first.
+
+    Raises AdapterError, naming what was looked at, where there is none.
+    """
+    layers = _distinct(find_layers(model, adapters))
     if not layers:
         kinds = sorted({type(m).__name__ for m in model.modules()})
         raise AdapterError(
@@ -19,3 +22,11 @@ def require_layers(model: nn.Module, adapters: Adapters | None) -> list[LayerRef
             "adapters={TheirLayer: TheirLayerAdapter()}."
         )
     return layers
+
+
+def _distinct(layers: list[LayerRef]) -> list[LayerRef]:
+    distinct: dict[frozenset[int], LayerRef] = {}
+    for layer in layers:
+        parameters = frozenset(id(p) for p in layer.module.parameters())
+        distinct.setdefault(parameters or frozenset({id(layer.module)}), layer)
+    return list(distinct.values())
