@@ -58,8 +58,9 @@ class CheckpointStructure:
     """What a checkpoint holds: versions, orders, tensors, and the caller's `extra`.
 
     `orders` gives each compressible layer's order (None where its weights were not finite), `tensors` the model's
-    tensors by name, `aliases` further names of shared ones, `derived` those that a state dict leaves out. The trees of optimizers, schedulers, compressor and random
-    state refer to tensors in `training.safetensors`; `load_checkpoint` reads them.
+    tensors by name, `aliases` further names of shared ones, `derived` those that a state dict leaves out. The trees of
+    optimizers, schedulers, compressor and random state refer to tensors in `training.safetensors`; `load_checkpoint`
+    reads them.
     """
 
     library_version: str

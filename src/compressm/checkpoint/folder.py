@@ -6,13 +6,17 @@ one is renamed away first; a kill between the two renames leaves it under its se
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from compressm.checkpoint.document import FILES, MAX_STRUCTURE_BYTES, STRUCTURE, FileInfo
 from compressm.errors import CheckpointError
+
+_logger = logging.getLogger(__name__)
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
@@ -25,8 +29,7 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     partial, previous = _beside(path, "partial"), _beside(path, "previous")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if previous.exists() and not path.exists():
-            os.rename(previous, path)
+        _put_back(previous, path)
         _require_ours(path)
         _remove(partial)
         _write(partial, files)
@@ -35,12 +38,18 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
             os.rename(path, previous)
         os.rename(partial, path)
         _sync(path.parent)
-        _remove(previous)
     except OSError as error:
+        with suppress(OSError):
+            _put_back(previous, path)
+            _remove(partial)
         raise CheckpointError(
             f"{path} could not be written: {error.strerror or error}. Free space or choose another place; an earlier "
             f"checkpoint there is still valid."
         ) from error
+    try:
+        _remove(previous)
+    except OSError as error:
+        _logger.warning("%s could not be removed (%s); the next save tries again.", previous, error.strerror or error)
 
 
 def locate(path: Path) -> Path:
@@ -79,6 +88,11 @@ def read_file(folder: Path, name: str, info: FileInfo) -> bytes:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{suffix}")
+
+
+def _put_back(previous: Path, path: Path) -> None:
+    if previous.exists() and not path.exists():
+        os.rename(previous, path)
 
 
 def _require_ours(path: Path) -> None:
