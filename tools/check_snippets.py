@@ -1,4 +1,4 @@
-"""Execute the Python blocks of README.md and docs/, and parse the `compressm` command lines in their shell blocks.
+"""Execute the Python blocks of README.md and docs/, and look up the `compressm` commands in their shell blocks.
 
 All ```` ```python ```` blocks of one page share a namespace and run in a scratch folder. A block that is not to run has
 a comment on the line before its fence: `<!-- not executed: the reason -->`.
@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -108,29 +109,24 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def command_problems(text: str) -> Iterator[str]:
-    """What the command line would reject in the `compressm ...` lines of a shell block; nothing is run."""
-    import click
+    """The commands and options in the `compressm ...` lines of a shell block that do not exist; nothing is run."""
     import typer.main
 
     from compressm.cli.app import app
 
-    root = typer.main.get_command(app)
+    root: Any = typer.main.get_command(app)
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line.removeprefix("$ "), comments=True)
-        if not words or words[0] != "compressm" or "--help" in words:
+        if len(words) < 2 or words[0] != "compressm" or words[1] == "--help":
             continue
-        try:
-            command, arguments = root, words[1:]
-            context = click.Context(command, info_name="compressm")
-            while isinstance(command, click.Group):
-                _, found, arguments = command.resolve_command(context, arguments)
-                if found is None:
-                    break
-                command = found
-                context = click.Context(command, info_name=command.name, parent=context)
-            command.make_parser(context).parse_args(list(arguments))
-        except click.ClickException as error:
-            yield f"`{line.strip()}`: {error.format_message()}"
+        command = root.commands.get(words[1])
+        if command is None:
+            yield f"`{line.strip()}`: there is no command {words[1]}"
+            continue
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for word in words[2:]:
+            if word.startswith("-") and word.split("=")[0] not in known | {"--help"}:
+                yield f"`{line.strip()}`: {words[1]} has no option {word}"
 
 
 if __name__ == "__main__":
