@@ -48,7 +48,9 @@ def numerical_rank(values: Tensor) -> int:
     """The number of Hankel singular values above n * eps * sigma_1, the most that a projection can keep."""
     if values.numel() == 0:
         return 0
-    return int((values > values.shape[-1] * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)).sum(-1).min())
+    return int(
+        (values > values.shape[-1] * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)).sum(-1).min()
+    )
 
 
 def balancing_projection(
@@ -60,7 +62,8 @@ def balancing_projection(
     """The projection onto the balanced states `keep` (indices into the Hankel singular values).
 
     Square-root: V = Lp R S^{-1/2}, W = Lq U S^{-1/2} with Lq* Lp = U S R* (Tombs and Postlethwaite 1987).
-    Balancing-free: orthonormal bases of the same spaces, V = orth(Lp R), W = orth(Lq U), W <- W (V* W)^{-1} (Varga 1991).
+    Balancing-free: orthonormal bases of the same spaces, V = orth(Lp R), W = orth(Lq U), W <- W (V* W)^{-1}
+    (Varga 1991).
     The values kept must be positive (see `numerical_rank`).
     """
     values = spectrum.values[..., keep]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compressm.errors import InvalidSystemError
+from compressm.linalg.elementary import complex_expm1
 from compressm.linalg.statespace import StateSpace
 
 
@@ -79,8 +80,9 @@ def strictly_causal(system: StateSpace) -> StateSpace:
     """(A, B, C A, D + C B): the textbook convention y_k = C' x_{k-1} + D' u_k of the same discrete system."""
     if not system.is_discrete:
         raise InvalidSystemError("The strictly causal form is of a discrete system; discretize it first.")
-    c = system.c * system.a.unsqueeze(-2) if system.is_diagonal else system.c @ system.a.to(system.c.dtype)
-    feed = system.c @ system.b.to(system.c.dtype)
+    with_a, with_b = (torch.promote_types(system.c.dtype, t.dtype) for t in (system.a, system.b))
+    c = system.c * system.a.unsqueeze(-2) if system.is_diagonal else system.c.to(with_a) @ system.a.to(with_a)
+    feed = system.c.to(with_b) @ system.b.to(with_b)
     feed = feed.real if system.output == "real" and feed.is_complex() else feed
     return replace(system, c=c, d=feed if system.d is None else feed + system.d.to(feed.dtype))
 
@@ -148,7 +150,5 @@ def to_continuous(system: StateSpace, method: Discretization) -> StateSpace:
 
 def _phi(z: Tensor) -> Tensor:
     """(e^z - 1) / z, accurate near 0."""
-    series = 1 + z / 2 * (1 + z / 3 * (1 + z / 4 * (1 + z / 5)))
-    small = z.abs() < 1e-3
-    safe = torch.where(small, torch.ones_like(z), z)
-    return torch.where(small, series, (torch.exp(safe) - 1) / safe)
+    safe = torch.where(z == 0, torch.ones_like(z), z)
+    return torch.where(z == 0, torch.ones_like(z), complex_expm1(safe) / safe)

@@ -75,7 +75,13 @@ def dual(system: StateSpace) -> StateSpace:
 
 
 def controllability_factor(system: StateSpace, frame: Frame, horizon: int | None = None) -> Tensor:
-    """Lp with P = Lp Lp* for a double precision system that is stable (or has a horizon)."""
+    """Lp with P = Lp Lp* for a double precision system that is stable (or has a horizon), square."""
+    factor = _factor(system, frame, horizon)
+    missing = factor.shape[-2] - factor.shape[-1]
+    return torch.cat([factor, factor.new_zeros(*factor.shape[:-1], missing)], -1) if missing > 0 else factor
+
+
+def _factor(system: StateSpace, frame: Frame, horizon: int | None) -> Tensor:
     if system.order == 0:
         return system.b.new_zeros(*system.b.shape[:-1], 0)
     real = frame is Frame.REAL and system.is_complex

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressm.errors import InvalidSystemError
 from compressm.linalg.forms import Frame
 from compressm.linalg.gramians import GramianFactors, gramian_factors
 from compressm.linalg.statespace import StateSpace
@@ -26,7 +27,14 @@ class HankelSpectrum:
 
 
 def hankel_spectrum(factors: GramianFactors) -> HankelSpectrum:
-    """Decompose Lq* Lp. Relative error about n eps sigma_1 / sigma_i; the values are never NaN."""
+    """Decompose Lq* Lp. Relative error about n eps sigma_1 / sigma_i; the values are never NaN.
+
+    Raises InvalidSystemError where a factor is not finite.
+    """
+    if not all(bool(torch.isfinite(f).all()) for f in (factors.controllability, factors.observability)):
+        raise InvalidSystemError(
+            "A Gramian factor has values that are NaN or infinite; the passes or weights it comes from are not sound."
+        )
     left, values, right = torch.linalg.svd(factors.observability.mH @ factors.controllability, full_matrices=False)
     return HankelSpectrum(values, left, right.mH)
 

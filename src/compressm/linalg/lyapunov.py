@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from compressm.errors import UnstableSystemError
+from compressm.errors import InvalidSystemError, UnstableSystemError
+from compressm.linalg.elementary import complex_expm1
 
 _EPS = torch.finfo(torch.float64).eps
 _MAX_DOUBLINGS = 60  # |a| = 1 - 2^-53 decays below eps after 2^58 steps
@@ -22,22 +23,14 @@ def stein_gaps(a: Tensor, log_a: Tensor | None = None) -> Tensor:
     """1 - a_i conj(a_j), `(*h, n, n)`; from log(a) by expm1 where given, so that |a| -> 1 loses no digits."""
     if log_a is None or not bool(torch.isfinite(log_a).all()):
         return 1 - a.unsqueeze(-1) * a.unsqueeze(-2).conj()
-    return -_expm1(log_a.unsqueeze(-1) + log_a.unsqueeze(-2).conj())
+    return -complex_expm1(log_a.unsqueeze(-1) + log_a.unsqueeze(-2).conj())
 
 
 def pole_differences(a: Tensor, log_a: Tensor | None = None) -> Tensor:
     """a_i - a_j, `(*h, n, n)`; from log(a) by expm1 where given."""
     if log_a is None or not bool(torch.isfinite(log_a).all()):
         return a.unsqueeze(-1) - a.unsqueeze(-2)
-    return a.unsqueeze(-2) * _expm1(log_a.unsqueeze(-1) - log_a.unsqueeze(-2))
-
-
-def _expm1(z: Tensor) -> Tensor:
-    """e^z - 1 for complex z, accurate near 0: expm1(x) cos(y) - 2 sin(y/2)^2 + i e^x sin(y)."""
-    if not z.is_complex():
-        return torch.expm1(z)
-    x, y = z.real, z.imag
-    return torch.complex(torch.expm1(x) * torch.cos(y) - 2 * torch.sin(y / 2) ** 2, torch.exp(x) * torch.sin(y))
+    return a.unsqueeze(-2) * complex_expm1(log_a.unsqueeze(-1) - log_a.unsqueeze(-2))
 
 
 def cascade_factor(gaps: Tensor, differences: Tensor, g: Tensor) -> Tensor:
@@ -101,27 +94,31 @@ def stein_factor(a: Tensor, g: Tensor, horizon: int | None = None) -> Tensor:
     """L with L L* = sum of A^k G G* A*^k over k < horizon (or all k), by doubling with QR compression.
 
     `a` is diagonal `(*h, n)` or dense `(*h, n, n)`. For the whole sum the spectral radius must be below 1
-    (UnstableSystemError otherwise). Low-rank Smith doubling: Penzl 2000; compression by QR keeps the factor at n columns
-    with errors relative to each row.
+    (UnstableSystemError otherwise). Low-rank Smith doubling: Penzl 2000; compression by QR keeps the factor at n
+    columns with errors relative to each row.
     """
     dtype = torch.promote_types(a.dtype, g.dtype)
-    power, factor = a.to(dtype), compress_columns(g.to(dtype))
+    if a.ndim == g.ndim - 1:
+        a = a.unsqueeze(-1)  # a column: acts by elementwise products, whatever the batch
+        times = torch.mul
+    else:
+        times = torch.matmul
+    a, power, factor = a.to(dtype), a.to(dtype), compress_columns(g.to(dtype))
     if horizon is None:
         for _ in range(_MAX_DOUBLINGS):
-            addition = _times(power, factor)
+            addition = times(power, factor)
             if _negligible(addition, factor):
                 return factor
             if not bool(torch.isfinite(addition).all()):
                 break
-            factor, power = compress_columns(torch.cat([factor, addition], dim=-1)), _times_power(power, power)
+            factor, power = compress_columns(torch.cat([factor, addition], dim=-1)), times(power, power)
         raise UnstableSystemError(
             "The Gramian's series does not converge: a pole lies on or outside the unit circle. Use a finite horizon."
         )
     for bit in _bits_after_first(horizon):
-        factor, power = compress_columns(torch.cat([factor, _times(power, factor)], -1)), _times_power(power, power)
+        factor, power = compress_columns(torch.cat([factor, times(power, factor)], -1)), times(power, power)
         if bit:
-            factor = compress_columns(torch.cat([g.to(dtype), _times(a.to(dtype), factor)], -1))
-            power = _times_power(a.to(dtype), power)
+            factor, power = compress_columns(torch.cat([g.to(dtype), times(a, factor)], -1)), times(a, power)
     return factor
 
 
@@ -133,21 +130,17 @@ def compress_columns(factor: Tensor) -> Tensor:
 
 
 def cayley(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """The discrete pair with the same Gramian as the continuous (A, G): (s I - A)^{-1} [s I + A, sqrt(2 s) G]."""
-    n = a.shape[-1]
-    s = float(torch.linalg.matrix_norm(a, ord=2).max().clamp_min(torch.finfo(torch.float64).tiny)) ** 0.5 or 1.0
-    eye = torch.eye(n, dtype=a.dtype, device=a.device)
+    """The discrete pair with the same Gramian as the continuous (A, G): (s I - A)^{-1} [s I + A, sqrt(2 s) G].
+
+    s is the geometric mean of the largest and smallest singular values of A, so that fast and slow poles alike move
+    away from the unit circle.
+    """
+    sizes = torch.linalg.svdvals(a)
+    s = (sizes[..., :1] * sizes[..., -1:]).sqrt().unsqueeze(-1)
+    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     left = s * eye - a
     dtype = torch.promote_types(a.dtype, g.dtype)
-    return torch.linalg.solve(left, s * eye + a), torch.linalg.solve(left.to(dtype), (2 * s) ** 0.5 * g.to(dtype))
-
-
-def _times(power: Tensor, factor: Tensor) -> Tensor:
-    return power.unsqueeze(-1) * factor if power.ndim == factor.ndim - 1 else power @ factor
-
-
-def _times_power(left: Tensor, right: Tensor) -> Tensor:
-    return left @ right if left.ndim > 1 and left.shape[-1] == left.shape[-2] and left.ndim == right.ndim else left * right
+    return torch.linalg.solve(left, s * eye + a), torch.linalg.solve(left.to(dtype), (2 * s).sqrt() * g.to(dtype))
 
 
 def _negligible(addition: Tensor, factor: Tensor) -> bool:
@@ -157,5 +150,5 @@ def _negligible(addition: Tensor, factor: Tensor) -> bool:
 
 def _bits_after_first(horizon: int) -> Iterator[bool]:
     if horizon < 1:
-        raise ValueError(f"horizon is {horizon}; wanted 1 or more steps.")
+        raise InvalidSystemError(f"horizon is {horizon}; wanted 1 or more steps.")
     return (bit == "1" for bit in bin(horizon)[3:])

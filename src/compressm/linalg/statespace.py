@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compressm.errors import InvalidSystemError, UnstableSystemError
+from compressm.linalg.elementary import complex_expm1
 
 Output = Literal["real", "complex"]
 
@@ -121,12 +122,14 @@ class StateSpace:
         """The impulse response h_0 .. h_{length-1} of a discrete system, `(*h, length, p, m)`."""
         if not self.is_discrete:
             raise InvalidSystemError("Markov parameters are of a discrete system; discretize it first.")
+        if length < 1:
+            raise InvalidSystemError(f"length is {length}; wanted 1 or more Markov parameters.")
         x, response = self.b, []
         for _ in range(length):
             response.append(self._readout(x))
             x = self._advance(x)
         h = torch.stack(response, dim=-3)
-        if self.d is not None and length > 0:
+        if self.d is not None:
             h = torch.cat([h[..., :1, :, :] + self.d.to(h.dtype).unsqueeze(-3), h[..., 1:, :, :]], dim=-3)
         return h
 
@@ -143,19 +146,24 @@ class StateSpace:
 
     def simulate(self, u: Tensor) -> Tensor:
         """The output `(batch, L, p)` of one unbatched discrete system for the input `u` `(batch, L, m)`, from x = 0."""
-        x = torch.zeros(u.shape[0], self.order, dtype=torch.promote_types(self.b.dtype, self.a.dtype), device=u.device)
-        drive = u.to(x.dtype) @ self.b.to(x.dtype).mT
+        x = torch.zeros(u.shape[0], self.order, dtype=self._dtype(), device=u.device)
+        drive, readout = u.to(x.dtype) @ self.b.to(x.dtype).mT, self.c.to(x.dtype).mT
         outputs = []
         for k in range(u.shape[1]):
-            x = (x * self.a if self.is_diagonal else x @ self.a.mT) + drive[:, k]
-            outputs.append(x @ self.c.to(x.dtype).mT)
+            x = (x * self.a if self.is_diagonal else x @ self.a.to(x.dtype).mT) + drive[:, k]
+            outputs.append(x @ readout)
         y = torch.stack(outputs, dim=1) if outputs else drive.new_zeros(u.shape[0], 0, self.outputs)
         if self.output == "real" and y.is_complex():
             y = y.real
         return y if self.d is None else y + u.to(y.dtype) @ self.d.to(y.dtype).mT
 
+    def _dtype(self) -> torch.dtype:
+        """The type that holds the products of the state, input and output matrices."""
+        return torch.promote_types(torch.promote_types(self.a.dtype, self.b.dtype), self.c.dtype)
+
     def _advance(self, x: Tensor) -> Tensor:
-        return self.a.unsqueeze(-1) * x if self.is_diagonal else self.a @ x.to(self.a.dtype)
+        dtype = torch.promote_types(self.a.dtype, x.dtype)
+        return self.a.unsqueeze(-1) * x if self.is_diagonal else self.a.to(dtype) @ x.to(dtype)
 
     def _readout(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(self.c.dtype, x.dtype)
@@ -163,7 +171,7 @@ class StateSpace:
         return y.real if self.output == "real" and y.is_complex() else y
 
     def _transfer(self, omega: Tensor) -> Tensor:
-        dtype = torch.promote_types(self.b.dtype, torch.complex64)
+        dtype = torch.promote_types(self._dtype(), torch.complex64)
         omega = omega.to(torch.float64)
         point = torch.exp(-1j * omega) if self.is_discrete else 1j * omega
         point = point.to(dtype)
@@ -171,7 +179,10 @@ class StateSpace:
         if self.is_diagonal:
             z = point[:, None]  # (F, 1) against (*h, 1, n)
             pole = a.unsqueeze(-2)
-            resolvent = 1 / (1 - z * pole) if self.is_discrete else 1 / (z - pole)
+            if self.is_discrete and self.log_a is not None and bool(torch.isfinite(self.log_a).all()):
+                resolvent = -1 / complex_expm1(self.log_a.unsqueeze(-2) - 1j * omega[:, None]).to(dtype)
+            else:
+                resolvent = 1 / (1 - z * pole) if self.is_discrete else 1 / (z - pole)
             return (c * resolvent.unsqueeze(-2)) @ b
         z = point[:, None, None]
         eye = torch.eye(self.order, dtype=dtype, device=a.device)
@@ -182,7 +193,9 @@ class StateSpace:
 
 def _check(system: StateSpace) -> None:
     a, b, c, d = system.a, system.b, system.c, system.d
-    found = f"a {tuple(a.shape)}, b {tuple(b.shape)}, c {tuple(c.shape)}" + (f", d {tuple(d.shape)}" if d is not None else "")
+    found = f"a {tuple(a.shape)}, b {tuple(b.shape)}, c {tuple(c.shape)}" + (
+        f", d {tuple(d.shape)}" if d is not None else ""
+    )
     if b.ndim < 2 or c.ndim != b.ndim or a.ndim not in (b.ndim - 1, b.ndim):
         raise InvalidSystemError(f"Wanted a (*h, n) or (*h, n, n), b (*h, n, m) and c (*h, p, n); found {found}.")
     n, h = b.shape[-2], b.shape[:-2]
@@ -195,9 +208,11 @@ def _check(system: StateSpace) -> None:
         raise InvalidSystemError(f"log_a {tuple(system.log_a.shape)} belongs to a diagonal a; found {found}.")
     if system.sampling_time < 0:
         raise InvalidSystemError(f"sampling_time is {system.sampling_time}; wanted 0 (continuous) or a positive step.")
+    if system.log_a is not None and bool(torch.isnan(system.log_a).any()):
+        raise InvalidSystemError(f"log_a has {int(torch.isnan(system.log_a).sum())} values that are NaN.")
     for name, tensor in (("a", a), ("b", b), ("c", c), ("d", d)):
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
             raise InvalidSystemError(
-                f"{name} has {int((~torch.isfinite(tensor)).sum())} values that are NaN or infinite. Train with a lower "
-                f"learning rate or clip the gradient, and start again from a sound checkpoint."
+                f"{name} has {int((~torch.isfinite(tensor)).sum())} values that are NaN or infinite. Train with a "
+                f"lower learning rate or clip the gradient, and start again from a sound checkpoint."
             )

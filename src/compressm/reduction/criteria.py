@@ -37,6 +37,9 @@ class OrderChoice:
     exact: bool = False
 
 
+_ROUNDING = 1e-12  # 0.29 of 100 states are 29, though 0.29 * 100 is below 29 in floating point
+
+
 class Criterion(ABC):
     """A rule from Hankel singular values to an order."""
 
@@ -87,8 +90,8 @@ class HankelEnergy(Criterion):
     def choose(self, spectrum: Spectrum) -> OrderChoice:
         """The smallest order with tail(r) <= discard * sum."""
         initial = self.reference is Reference.INITIAL and spectrum.initial is not None
-        whole = significant_values(spectrum.initial if initial and spectrum.initial is not None else spectrum.values)
-        return OrderChoice(order_within(spectrum.values, self.discard * float(whole.sum())), spectrum.order)
+        whole = tails(spectrum.initial if initial and spectrum.initial is not None else spectrum.values)[0]
+        return OrderChoice(order_within(spectrum.values, self.discard * float(whole)), spectrum.order)
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class FixedFraction(Criterion):
 
     def choose(self, spectrum: Spectrum) -> OrderChoice:
         """n - floor(drop * n) stored states."""
-        slots = spectrum.order - floor(self.drop * spectrum.order)
+        slots = spectrum.order - floor(self.drop * spectrum.order * (1 + _ROUNDING))
         return OrderChoice(slots * spectrum.states_per_slot, slots)
 
 
@@ -161,10 +164,10 @@ class OrderPolicy:
         choice, n, per = self.criterion.choose(spectrum), spectrum.order, spectrum.states_per_slot
         wanted = ceil(choice.states / per)
         slots = ceil(max(wanted, self.floor) / self.multiple) * self.multiple
-        if slots >= n or slots > (1 - self.minimum_gain) * n:
+        if slots >= n or n - slots < self.minimum_gain * n * (1 - _ROUNDING):
             return None
-        if slots > wanted or self.multiple > 1:  # room was added: use it, and do not go beyond it
-            return OrderChoice(slots * per, slots, exact=self.multiple > 1)
+        if slots > wanted or self.multiple > 1:  # room was added: use it, and neither leave any nor go beyond it
+            return OrderChoice(slots * per, slots, exact=True)
         return OrderChoice(choice.states, min(choice.slots, n))
 
 

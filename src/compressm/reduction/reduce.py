@@ -17,7 +17,7 @@ from compressm.reduction.criteria import OrderChoice
 from compressm.reduction.reducers import Projected, Reducer
 from compressm.reduction.result import ConjugateLinear, GramianSource, Reduction
 from compressm.reduction.selection import select_states
-from compressm.reduction.slots import StoredSystem, nothing, pad, store
+from compressm.reduction.slots import StoredSystem, nothing, pad, pad_dense, store
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +78,11 @@ def reduce_diagonal(
     for states in range(min(choice.states, rank), 0, -1):
         projected = reducer.reduce(dense, weighting.factors, weighting.spectrum, states)
         refusal = _check_stability(system, projected, weighting, limits)
+        if (
+            refusal is not None and weighting.guarantees_stability
+        ):  # only round-off can do that: the last digits of sigma
+            notes.append(f"{refusal.reason}; lower order tried")
+            continue
         if refusal is not None:
             return refusal
         basis = modal_basis(projected.system.a, merge_pairs=frame is Frame.REAL)
@@ -90,7 +95,11 @@ def reduce_diagonal(
             return _reduction(store(system, projected, basis, frame), choice, basis.conditioning, weighting, notes)
     if rank == 0:
         return _reduction(
-            nothing(system), replace(choice, slots=max(choice.slots, 1), exact=True), 1.0, weighting, notes
+            nothing(system),
+            replace(choice, slots=max(choice.slots, 1) if choice.exact else 1, exact=True),
+            1.0,
+            weighting,
+            notes,
         )
     return Refusal("no order could be diagonalized: " + "; ".join(notes[-2:]))
 
@@ -100,22 +109,26 @@ def reduce_dense(
 ) -> Reduction | Refusal:
     """Reduce a real system for a layer with a dense real state matrix."""
     rank = numerical_rank(weighting.spectrum.values)
-    states = min(choice.states, rank)
-    notes = (
-        [] if states == choice.states else [f"numerical rank is {rank}: {choice.states} states cannot be told apart"]
-    )
-    if states == 0:
-        states, system_ = 1, select_dense(system)
-        maps = torch.zeros(1, system.order, dtype=torch.float64)
-        return Reduction(
-            system_, 0, ConjugateLinear(maps), ConjugateLinear(maps.mT), None, 1.0, *_sources(weighting), tuple(notes)
-        )
-    projected = reducer.reduce(system, weighting.factors, weighting.spectrum, states)
-    refusal = _check_stability(system, projected, weighting, limits)
-    if refusal is not None:
-        return refusal
-    restrict, embed = ConjugateLinear(projected.projection.w.mT), ConjugateLinear(projected.projection.v)
-    return Reduction(projected.system, states, restrict, embed, None, 1.0, *_sources(weighting), tuple(notes))
+    notes: list[str] = []
+    if rank < choice.states:
+        notes.append(f"numerical rank is {rank}: {choice.states} states cannot be told apart")
+    for states in range(min(choice.states, rank), 0, -1):
+        projected = reducer.reduce(system, weighting.factors, weighting.spectrum, states)
+        refusal = _check_stability(system, projected, weighting, limits)
+        if refusal is not None and weighting.guarantees_stability:
+            notes.append(f"{refusal.reason}; lower order tried")
+            continue
+        if refusal is not None:
+            return refusal
+        small, w, v = projected.system, projected.projection.w.mT, projected.projection.v
+        return _dense_reduction(small, w, v, states, choice, weighting, notes)
+    if rank == 0:
+        empty = torch.zeros(0, system.order, dtype=torch.float64)
+        a, b, c = empty.new_zeros(0, 0), empty.new_zeros(0, system.inputs), empty.new_zeros(system.outputs, 0)
+        least = replace(choice, slots=max(choice.slots, 1) if choice.exact else 1, exact=True)
+        small = replace(system, a=a, b=b, c=c, log_a=None)
+        return _dense_reduction(small, empty, empty.mT, 0, least, weighting, notes)
+    return Refusal("no order gave a stable system: " + "; ".join(notes[-2:]))
 
 
 def reduce_by_selection(system: StateSpace, keep: torch.Tensor) -> Reduction:
@@ -126,11 +139,19 @@ def reduce_by_selection(system: StateSpace, keep: torch.Tensor) -> Reduction:
     return Reduction(select_states(system, keep), order, *maps, keep, 1.0, GramianSource.WHITE, GramianSource.WHITE)
 
 
-def select_dense(system: StateSpace) -> StateSpace:
-    """One idle state for a dense system whose map is zero."""
-    one = torch.full((1, 1), 0.5, dtype=torch.float64)
-    b = torch.full((1, system.inputs), 1 / max(system.inputs, 1) ** 0.5, dtype=torch.float64)
-    return replace(system, a=one, b=b, c=torch.zeros(system.outputs, 1, dtype=torch.float64), log_a=None)
+def _dense_reduction(
+    system: StateSpace,
+    restrict: torch.Tensor,
+    embed: torch.Tensor,
+    real_order: int,
+    choice: OrderChoice,
+    weighting: Weighting,
+    notes: list[str],
+) -> Reduction:
+    if choice.exact:
+        system, restrict, embed = pad_dense(system, restrict, embed, choice.slots)
+    maps = ConjugateLinear(restrict), ConjugateLinear(embed)
+    return Reduction(system, real_order, *maps, None, 1.0, *_sources(weighting), tuple(notes))
 
 
 def _reduction(

@@ -107,7 +107,8 @@ class SingularPerturbation(Reducer):
         if not condition < 1e8:
             raise UnsupportedReductionError(
                 f"Singular perturbation to {r} states gives a state matrix with condition number {condition:.1e}, "
-                f"which cannot be stored with the output after the state update; use balanced truncation or another order."
+                f"which cannot be stored with the output after the state update; use balanced truncation or another "
+                f"order."
             )
         c_r = torch.linalg.solve(a_s.mT, c_s.mT).mT
         system = replace(dense, a=a_s, b=b_s, c=c_r, d=d_s - c_r @ b_s, log_a=None)

@@ -20,7 +20,8 @@ from compressm.reduction.result import ConjugateLinear
 _TURN = cmath.exp(1j * cmath.pi / 8)
 _REAL_B = (1 + 1j) / _TURN
 _REAL_C = _TURN
-_PADDING_POLE = 0.5
+_PADDING_RADIUS = 0.5
+_GOLDEN_ANGLE = cmath.pi * (3 - 5**0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,17 +62,23 @@ def store(full: StateSpace, projected: Projected, basis: ModalBasis, frame: Fram
 
 
 def pad(stored: StoredSystem, slots: int) -> StoredSystem:
-    """The same system with idle states up to `slots`: c = 0, and b of the usual size so that c can learn."""
+    """The same system with idle states up to `slots`: c = 0, and b of the usual size so that c can learn.
+
+    No two idle states are alike: each has its own pole on a circle and its own direction of b.
+    """
     missing = slots - stored.system.order
     if missing <= 0:
         return stored
     system, n = stored.system, stored.restrict.linear.shape[-1]
     size = system.b.abs().mean() if system.b.numel() else system.b.new_ones(()).real
-    idle_b = torch.full((missing, system.inputs), (1 + 1j) / 2**0.5, dtype=torch.complex128) * size
+    index = torch.arange(1, missing + 1, dtype=torch.float64)
+    idle_a = _PADDING_RADIUS * torch.exp(1j * _GOLDEN_ANGLE * index)
+    channels = torch.arange(1, system.inputs + 1, dtype=torch.float64)
+    idle_b = torch.exp(1j * (_GOLDEN_ANGLE * channels**2 * index.unsqueeze(-1) + 1)) * size
     zeros = torch.zeros(system.outputs, missing, dtype=torch.complex128)
     padded = replace(
         system,
-        a=torch.cat([system.a, torch.full((missing,), _PADDING_POLE, dtype=system.a.dtype)]),
+        a=torch.cat([system.a, idle_a]),
         b=torch.cat([system.b, idle_b]),
         c=torch.cat([system.c, zeros], -1),
     )
@@ -79,6 +86,22 @@ def pad(stored: StoredSystem, slots: int) -> StoredSystem:
     restrict = _extend(stored.restrict, stored.restrict.linear.new_zeros(missing, n), -2)
     embed = _extend(stored.embed, stored.embed.linear.new_zeros(n, missing), -1)
     return StoredSystem(padded, restrict, embed, stored.real_order)
+
+
+def pad_dense(system: StateSpace, restrict: Tensor, embed: Tensor, slots: int) -> tuple[StateSpace, Tensor, Tensor]:
+    """As `pad`, for a real dense system and its two maps: idle states with c = 0 and different poles and rows of b."""
+    missing = slots - system.order
+    if missing <= 0:
+        return system, restrict, embed
+    size = system.b.abs().mean() if system.b.numel() else system.b.new_ones(())
+    index = torch.arange(1, missing + 1, dtype=torch.float64)
+    channels = torch.arange(1, system.inputs + 1, dtype=torch.float64)
+    idle_b = torch.cos(_GOLDEN_ANGLE * channels**2 * index.unsqueeze(-1) + 1) * size
+    a = torch.block_diag(system.a, torch.diag(_PADDING_RADIUS * torch.cos(_GOLDEN_ANGLE * index)))
+    b, c = torch.cat([system.b, idle_b]), torch.cat([system.c, system.c.new_zeros(system.outputs, missing)], -1)
+    restrict = torch.cat([restrict, restrict.new_zeros(missing, restrict.shape[-1])])
+    embed = torch.cat([embed, embed.new_zeros(embed.shape[0], missing)], -1)
+    return replace(system, a=a, b=b, c=c), restrict, embed
 
 
 def nothing(full: StateSpace) -> StoredSystem:

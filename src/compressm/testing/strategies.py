@@ -67,9 +67,9 @@ def dense_systems(
     defects: bool = True,
 ) -> st.SearchStrategy[StateSpace]:
     """Stable dense discrete systems: real (of an even order) for `output="real"`, else complex."""
-    return recipes(
-        max_order=max(1, max_order // 2), max_channels=max_channels, outputs=outputs, defects=defects
-    ).map(build_dense)
+    return recipes(max_order=max(1, max_order // 2), max_channels=max_channels, outputs=outputs, defects=defects).map(
+        build_dense
+    )
 
 
 def systems(
