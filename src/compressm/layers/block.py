@@ -8,7 +8,8 @@ from torch.nn import functional
 from compressm.errors import ConfigError
 from compressm.layers.bidirectional import Bidirectional
 from compressm.layers.dense import DenseSSM
-from compressm.layers.layout import SequenceLinear, dropout
+from compressm.layers.gate import GatedLinear
+from compressm.layers.layout import dropout
 from compressm.layers.lru import LRU
 from compressm.layers.norm import SequenceNorm
 
@@ -23,7 +24,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm = norm
         self.ssm = ssm
-        self.gate = SequenceLinear(ssm.width, 2 * ssm.width)
+        self.gate = GatedLinear(ssm.width, ssm.width)
         self.dropout = dropout
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -41,7 +42,7 @@ class Block(nn.Module):
 
     def _mix(self, y: Tensor) -> Tensor:
         y = dropout(functional.gelu(y), self.dropout, self.training)
-        return dropout(functional.glu(self.gate(y), dim=-1), self.dropout, self.training)
+        return dropout(self.gate(y), self.dropout, self.training)
 
     def _causal(self) -> LRU | DenseSSM:
         if isinstance(self.ssm, Bidirectional):

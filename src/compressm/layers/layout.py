@@ -26,7 +26,7 @@ class SequenceLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """W x + w over the last dimension of x (..., H_in)."""
-        if self.bias is None or not is_channel_first(input):
+        if self.bias is None or not is_channel_first(input) or torch.is_autocast_enabled(input.device.type):
             return super().forward(input)
         batch, length, _ = input.shape
         product = torch.addmm(self.bias[:, None], self.weight, input.permute(2, 0, 1).flatten(1))
@@ -50,4 +50,5 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 def _dropout(x: Tensor, dropped: int) -> Tensor:
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on -2^15 .. 2^15 - 1
-    return x * (bits >= dropped - 32768).to(x.dtype).mul_(65536 / (65536 - dropped))
+    kept = torch.ge(bits, dropped - 32768, out=torch.empty_like(x, memory_format=torch.contiguous_format))
+    return x * kept.mul_(65536 / (65536 - dropped))

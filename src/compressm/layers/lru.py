@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compressm.errors import ConfigError
 from compressm.ops import diagonal_lti
+from compressm.ops.precision import precise
 
 
 class LRU(nn.Module):
@@ -70,25 +71,35 @@ class LRU(nn.Module):
         """
         if mask is not None:
             u = u * mask[..., None]
-        nu, theta = self.nu_log.double().exp(), self.theta_log.double().exp()
         gamma = self.gamma_log.exp()[:, None]
-        y = diagonal_lti(nu, theta, gamma * self.B_re, gamma * self.B_im, self.C_re, self.C_im, u)
-        return torch.addcmul(y, u, self.D.to(u.dtype))
+        return diagonal_lti(
+            precise(self.nu_log).exp(),
+            precise(self.theta_log).exp(),
+            gamma * self.B_re,
+            gamma * self.B_im,
+            self.C_re,
+            self.C_im,
+            u,
+            feedthrough=self.D,
+        )
 
     def initial_state(self, batch: int) -> Tensor:
-        """The zero state (batch, N, 2): real and imaginary parts."""
-        return self.nu_log.new_zeros(batch, self.order, 2)
+        """The zero state (batch, N, 2): real and imaginary parts, in float32 or wider."""
+        dtype = torch.promote_types(self.nu_log.dtype, torch.float32)
+        return torch.zeros(batch, self.order, 2, dtype=dtype, device=self.nu_log.device)
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The output (batch, H) and the next state (batch, N, 2) for one input u (batch, H)."""
-        pole = torch.polar(torch.exp(-self.nu_log.double().exp()), self.theta_log.double().exp())
-        pole_re, pole_im = pole.real.to(state.dtype), pole.imag.to(state.dtype)
-        gamma = self.gamma_log.exp()[:, None]
+        dtype = state.dtype
+        v, b_re, b_im, c_re, c_im = (t.to(dtype) for t in (u, self.B_re, self.B_im, self.C_re, self.C_im))
+        pole = torch.polar(torch.exp(-precise(self.nu_log).exp()), precise(self.theta_log).exp())
+        gamma = self.gamma_log.to(dtype).exp()
         x_re, x_im = state.unbind(-1)
-        next_re = pole_re * x_re - pole_im * x_im + u @ (gamma * self.B_re).mT
-        next_im = pole_re * x_im + pole_im * x_re + u @ (gamma * self.B_im).mT
-        y = next_re @ self.C_re.mT - next_im @ self.C_im.mT + self.D * u
-        return y, torch.stack([next_re, next_im], dim=-1)
+        pole_re, pole_im = pole.real.to(dtype), pole.imag.to(dtype)
+        next_re = pole_re * x_re - pole_im * x_im + gamma * (v @ b_re.mT)
+        next_im = pole_re * x_im + pole_im * x_re + gamma * (v @ b_im.mT)
+        y = next_re @ c_re.mT - next_im @ c_im.mT + self.D * v
+        return y.to(u.dtype), torch.stack([next_re, next_im], dim=-1)
 
     def extra_repr(self) -> str:
         """Width and order."""

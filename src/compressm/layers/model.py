@@ -102,7 +102,8 @@ def lengths_to_mask(lengths: Tensor, batch: int, steps: int) -> Tensor:
         raise ConfigError(f"lengths has shape {tuple(lengths.shape)}; wanted one length a sequence, ({batch},).")
     if batch and not bool(((lengths >= 0) & (lengths <= steps)).all()):
         raise ConfigError(
-            f"lengths lie between {int(lengths.min())} and {int(lengths.max())}; wanted 0 to {steps}, the padded length."
+            f"lengths lie between {int(lengths.min())} and {int(lengths.max())}; "
+            f"wanted 0 to {steps}, the padded length."
         )
     return torch.arange(steps, device=lengths.device) < lengths[:, None]
 
@@ -118,7 +119,6 @@ def _build_ssm(config: ModelConfig) -> LRU | DenseSSM | Bidirectional:
     kind = {LayerKind.LRU: LRU, LayerKind.DENSE: DenseSSM}[config.layer]
 
     def one() -> LRU | DenseSSM:
-        ring = {"r_min": config.r_min, "r_max": config.r_max, "max_phase": config.max_phase}
-        return kind(config.width, config.order, **ring)
+        return kind(config.width, config.order, r_min=config.r_min, r_max=config.r_max, max_phase=config.max_phase)
 
     return Bidirectional(one(), one()) if config.bidirectional else one()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 
 from compressm.errors import ConfigError
-from compressm.layers.layout import is_channel_first
 
 
 class NormKind(Enum):
@@ -54,9 +54,10 @@ class MaskedBatchNorm(SequenceNorm):
         """The normalised x (batch, L, H); `mask` (batch, L) is True where data is."""
         if not self.training or x.numel() == 0:
             return self._evaluate(x)
-        if mask is None and x.shape[0] * x.shape[1] > 1:
-            return self._unmasked(x)
-        return self._masked(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask)
+        weight = None if mask is None else mask[..., None].to(x.dtype)
+        y, mean, var, count = _Standardize.apply(x, weight, self.eps)
+        self._track(mean, var, count)
+        return y
 
     def step(self, x: Tensor) -> Tensor:
         """The normalised x (batch, H) of one time step; raises ConfigError in training mode."""
@@ -68,29 +69,48 @@ class MaskedBatchNorm(SequenceNorm):
         scale = torch.rsqrt(self.running_var + self.eps)
         return (x - self.running_mean) * scale
 
-    def _unmasked(self, x: Tensor) -> Tensor:
-        channel_major = is_channel_first(x)  # as an image of one row, in whichever layout torch has a fast kernel for
-        image = x.permute(2, 0, 1).flatten(1)[None, :, None] if channel_major else x.mT.unsqueeze(2)
-        image = functional.batch_norm(
-            image, self.running_mean, self.running_var, None, None, True, self.momentum, self.eps
-        )
-        if channel_major:
-            return image.view(x.shape[2], x.shape[0], x.shape[1]).permute(1, 2, 0)
-        return image.squeeze(2).mT
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        rate = self.momentum * (count > 0)
+        unbiased = var * (count / (count - 1).clamp(min=1))
+        self.running_mean += rate * (mean - self.running_mean)
+        self.running_var += rate * (unbiased - self.running_var)
 
-    def _masked(self, x: Tensor, mask: Tensor) -> Tensor:
-        weight = mask.to(x.dtype)[..., None]
-        count = weight.sum()
+
+class _Standardize(torch.autograd.Function):
+    """(x - mean) / sqrt(var + eps) over the first two dimensions, weighted by a mask of ones and zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if weight is None:
+            count = torch.full((), x.shape[0] * x.shape[1], dtype=wide.dtype, device=x.device)
+            mean = wide.mean((0, 1))
+            centred = wide - mean
+            var = torch.linalg.vector_norm(centred, dim=(0, 1)).square() / count
+        else:
+            count = weight.sum(dtype=wide.dtype)
+            mean = (wide * weight).sum((0, 1)) / count.clamp(min=1)
+            centred = wide - mean
+            var = torch.linalg.vector_norm(centred * weight, dim=(0, 1)).square() / count.clamp(min=1)
+        scale = torch.rsqrt(var + eps)
+        y = centred.mul_(scale)
+        ctx.save_for_backward(y, weight, scale, count)
+        ctx.mark_non_differentiable(mean, var, count)
+        return y.to(x.dtype), mean, var, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+        y, weight, scale, count = ctx.saved_tensors
         total = count.clamp(min=1)
-        mean = (x * weight).sum((0, 1)) / total
-        centred = x - mean
-        var = (centred.square() * weight).sum((0, 1)) / total
-        with torch.no_grad():
-            rate = self.momentum * (count > 0).to(x.dtype)
-            unbiased = var * (total / (total - 1).clamp(min=1))
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate.to(self.running_mean.dtype))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate.to(self.running_var.dtype))
-        return centred * torch.rsqrt(var + self.eps)
+        wide = grad.to(y.dtype)
+        offset = wide.sum((0, 1)) / total
+        slope = (wide * y).sum((0, 1)) / total
+        through = torch.addcmul(offset, y, slope)  # what flows back through the statistics
+        if weight is not None:
+            through *= weight
+        return torch.sub(wide, through).mul_(scale).to(grad.dtype), None, None
 
 
 class MaskedLayerNorm(SequenceNorm):

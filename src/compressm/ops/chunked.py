@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from compressm.ops.precision import precise
+
 _BLOCK_BYTES = 1 << 20  # states of one block: about what a core's second-level cache holds
 _SHORTEST, _LONGEST = 16, 128
 
@@ -42,20 +44,20 @@ class _Poles:
     """
 
     def __init__(self, nu: Tensor, theta: Tensor, batch: int, dtype: torch.dtype) -> None:
-        self.nu, self.theta = nu.detach().double(), theta.detach().double()
+        self.nu, self.theta = precise(nu.detach()), precise(theta.detach())
         self.exact = torch.polar(torch.exp(-self.nu), self.theta)
-        self.working = self.exact.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+        self.working = self.exact.to(dtype.to_complex())
         self.rows = self.working.expand(batch, -1).contiguous()  # one flat elementwise call per step
 
     def defect(self, steps: int) -> Tensor:
         """pole^steps - (rounded pole)^steps, (N,)."""
         exact = torch.polar(torch.exp(-self.nu * steps), self.theta * steps)
-        rounded = self.working.to(torch.complex128)
+        rounded = self.working.to(self.exact.dtype)
         return (exact - torch.polar(rounded.abs() ** steps, rounded.angle() * steps)).to(self.working.dtype)
 
     def gradient(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of nu and theta from that of the poles."""
-        product = grad.to(torch.complex128) * self.exact.conj()
+        product = grad * self.exact.conj()
         return -product.real, product.imag
 
 

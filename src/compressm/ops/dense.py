@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compressm.errors import InvalidSystemError
+from compressm.ops.precision import working_dtype
 
 
 def dense_lti(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> Tensor:
@@ -23,7 +24,7 @@ def dense_lti(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> Tensor:
     Raises InvalidSystemError where shapes do not fit together.
     """
     _check(a, b, c, u)
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    dtype = working_dtype(u)
     with torch.autocast(device_type=u.device.type, enabled=False):
         return _blocked(a.to(dtype), b.to(dtype), c.to(dtype), u.to(dtype)).to(u.dtype)
 

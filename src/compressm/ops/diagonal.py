@@ -9,14 +9,8 @@ from compressm.errors import InvalidSystemError
 from compressm.ops.chunked import diagonal_chunked
 from compressm.ops.convolution import diagonal_convolution
 from compressm.ops.cost import Form, choose_form
+from compressm.ops.precision import working_dtype
 from compressm.ops.reference import diagonal_reference
-
-_FORMS = {
-    Form.REFERENCE: diagonal_reference,
-    Form.CONVOLUTION: diagonal_convolution,
-    Form.CHUNKED: diagonal_chunked,
-}
-
 
 def diagonal_lti(
     nu: Tensor,
@@ -27,25 +21,36 @@ def diagonal_lti(
     c_im: Tensor,
     u: Tensor,
     form: Form | None = None,
+    *,
+    feedthrough: Tensor | None = None,
 ) -> Tensor:
-    """y_k = Re(C x_k) with x_k = diag(exp(-nu + i theta)) x_{k-1} + B u_k, from x_{-1} = 0.
+    """y_k = Re(C x_k) + D u_k with x_k = diag(exp(-nu + i theta)) x_{k-1} + B u_k, from x_{-1} = 0.
 
-    Shapes: nu, theta (N,); b_re, b_im (N, H_in); c_re, c_im (H_out, N); u (batch, L, H_in), any of them empty.
-    Returns (batch, L, H_out) in the dtype of `u`; the arithmetic is in float64 for a float64 input and in float32
+    Shapes: nu, theta (N,); b_re, b_im (N, H_in); c_re, c_im (H_out, N); u (batch, L, H_in), any of them empty;
+    `feedthrough` (H_in,) is the diagonal of D where H_out = H_in, None for zero. Returns (batch, L, H_out) in the dtype of `u`; the arithmetic is in float64 for a float64 input and in float32
     otherwise, under autocast too. `nu` (>= 0, infinite for a pole at zero) and `theta` may be given in float64 beside
     a float32 input: powers of the poles are then as accurate as these. `form` None lets `choose_form` decide.
 
     Raises InvalidSystemError where shapes do not fit together.
     """
     _check(nu, theta, b_re, b_im, c_re, c_im, u)
+    if feedthrough is not None and not feedthrough.shape == u.shape[2:] == c_re.shape[:1]:
+        raise InvalidSystemError(
+            f"Wanted feedthrough (H,) beside H inputs and outputs; found {tuple(feedthrough.shape)} beside "
+            f"{u.shape[2]} inputs and {c_re.shape[0]} outputs."
+        )
     if form is None:
         training = torch.is_grad_enabled() and any(t.requires_grad for t in (nu, theta, b_re, b_im, c_re, c_im, u))
         form = choose_form(u.shape[0], u.shape[1], b_re.shape[1], c_re.shape[0], nu.shape[0], training)
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    b_re, b_im, c_re, c_im = (t.to(dtype) for t in (b_re, b_im, c_re, c_im))
     with torch.autocast(device_type=u.device.type, enabled=False):
-        y = _FORMS[form](nu, theta, b_re, b_im, c_re, c_im, u.to(dtype))
-    return y.to(u.dtype)
+        dtype = working_dtype(u)
+        b_re, b_im, c_re, c_im, v = (t.to(dtype) for t in (b_re, b_im, c_re, c_im, u))
+        d = None if feedthrough is None else feedthrough.to(dtype)
+        if form is Form.CONVOLUTION:
+            return diagonal_convolution(nu, theta, b_re, b_im, c_re, c_im, v, d).to(u.dtype)
+        recurrence = diagonal_chunked if form is Form.CHUNKED else diagonal_reference
+        y = recurrence(nu, theta, b_re, b_im, c_re, c_im, v)
+        return (y if d is None else torch.addcmul(y, v, d)).to(u.dtype)
 
 
 def _check(nu: Tensor, theta: Tensor, b_re: Tensor, b_im: Tensor, c_re: Tensor, c_im: Tensor, u: Tensor) -> None:

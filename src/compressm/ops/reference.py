@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compressm.ops.precision import precise
+
 
 def diagonal_reference(
     nu: Tensor, theta: Tensor, b_re: Tensor, b_im: Tensor, c_re: Tensor, c_im: Tensor, u: Tensor
@@ -13,7 +15,7 @@ def diagonal_reference(
 
     Shapes: nu, theta (N,); b_re, b_im (N, H_in); c_re, c_im (H_out, N); u (batch, L, H_in); returns (batch, L, H_out).
     """
-    pole = torch.polar(torch.exp(-nu), theta)
+    pole = torch.polar(torch.exp(-precise(nu)), precise(theta)).to(b_re.dtype.to_complex())
     b, c = torch.complex(b_re, b_im), torch.complex(c_re, c_im)
     drive = u.to(b.dtype) @ b.mT
     x = drive.new_zeros(u.shape[0], nu.shape[0])

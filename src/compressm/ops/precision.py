@@ -1,0 +1,16 @@
+"""Where a computation needs more digits than the tensors it came from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def working_dtype(u: Tensor) -> torch.dtype:
+    """The real dtype a recurrence runs in for the input u: float64 for float64, else float32."""
+    return torch.float64 if u.dtype == torch.float64 else torch.float32
+
+
+def precise(x: Tensor) -> Tensor:
+    """x in float64, or in float32 on devices that have no float64 (Apple's)."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
