@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from compressm.errors import ConfigError
 
@@ -73,8 +73,8 @@ def merge(*trees: Mapping[str, object]) -> Tree:
     for tree in trees:
         for key, value in tree.items():
             old = result.get(key)
-            both = isinstance(value, Mapping) and isinstance(old, Mapping)
-            result[key] = merge(old, value) if both else value
+            nested = isinstance(value, Mapping) and isinstance(old, Mapping)
+            result[key] = merge(cast(Tree, old), cast(Tree, value)) if nested else value
     return result
 
 

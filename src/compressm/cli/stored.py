@@ -43,8 +43,8 @@ def open_stored(path: Path) -> StoredModel:
         CheckpointError: there is none, it is damaged, or the command line did not write it.
     """
     path = find_checkpoint(path)
-    extra = read_structure(path).get("extra")
-    if not isinstance(extra, dict) or extra.get("kind") != KIND:
+    extra = read_structure(path).extra
+    if extra.get("kind") != KIND:
         raise CheckpointError(
             f"{path} was not written by the command line, so the model's settings are not in it. "
             "Load it into your own model with compressm.load_checkpoint."

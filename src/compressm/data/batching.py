@@ -74,7 +74,9 @@ class Batcher:
         return Batch(_tensor(x), None if lengths is None else _tensor(lengths), _tensor(y))
 
 
-def _pad(sequences: Sequences, indices: NDArray[np.int64], dataset: Dataset) -> tuple[NDArray[np.float32], ...]:
+def _pad(
+    sequences: Sequences, indices: NDArray[np.int64], dataset: Dataset
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Normalised sequences, filled with zeros after their ends, and their lengths."""
     offsets, lengths = sequences.offsets, sequences.lengths[indices]
     if offsets is None:

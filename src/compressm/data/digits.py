@@ -25,9 +25,9 @@ def load_digits(scaling: Scaling = Scaling.STANDARD, seed: int = 0) -> Dataset:
         from sklearn.datasets import load_digits as load
     except ImportError as error:
         raise DataError("The data set 'digits' needs scikit-learn: pip install 'compressm[cli]'.") from error
-    raw = load()
-    x = np.asarray(raw.data, dtype=np.uint8).reshape(-1, 64, 1)  # grey levels 0..16
-    y = np.asarray(raw.target, dtype=np.int64)
+    x, y = load(return_X_y=True)
+    x = np.asarray(x, dtype=np.uint8).reshape(-1, 64, 1)  # grey levels 0..16
+    y = np.asarray(y, dtype=np.int64)
     rest, test = holdout(y, _HELD_OUT, seed, stratify=True)
     train, validation = holdout(y[rest], _HELD_OUT / (1 - _HELD_OUT), seed + 1, stratify=True)
     full = Split(Sequences(x), y)

@@ -41,4 +41,4 @@ class Normalisation:
 
     def apply(self, values: NDArray[np.generic]) -> NDArray[np.float32]:
         """The normalised values `(*, channels)`, in single precision."""
-        return (values.astype(np.float32) - np.float32(self.shift)) / np.float32(self.scale)
+        return (values.astype(np.float32) - np.array(self.shift, np.float32)) / np.array(self.scale, np.float32)

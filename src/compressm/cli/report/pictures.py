@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from compressm.cli.folder import RunFolder
 from compressm.cli.objective import Objective
@@ -125,7 +126,7 @@ def _draw_loss(path: Path, summary: RunSummary, objective: Objective) -> None:
         lower.legend(loc="lower right" if objective.higher_is_better else "upper right")
 
 
-def _line(panel, curve: Sequence[tuple[int, float]], **style) -> None:
+def _line(panel: Any, curve: Sequence[tuple[int, float]], **style: Any) -> None:
     panel.plot([x for x, _ in curve], [y for _, y in curve], **style)
 
 

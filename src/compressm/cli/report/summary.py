@@ -80,7 +80,7 @@ class RunSummary:
 
 def summarise(records: Sequence[Record], metric: str, test: float | None = None) -> RunSummary:
     """The summary of the records of one run; `metric` names the metric."""
-    start = next((r for r in records if r["kind"] == "start"), {"orders": {}, "parameters": 0})
+    start: Record = next((r for r in records if r["kind"] == "start"), {"orders": {}, "parameters": 0})
     cuts, orders, parameters = _cuts(records, metric, start)
     trained = [r for r in records if r["kind"] == "train"]
     evaluated = [r for r in records if r["kind"] == "evaluation"]
