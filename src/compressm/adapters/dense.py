@@ -26,7 +26,8 @@ class DenseAdapter(StateSpaceAdapter):
 
     def read(self, layer: nn.Module) -> StateSpace:
         """The layer's system."""
-        return StateSpace(*(_double(layer, name) for name in ("A", "B", "C", "D")))
+        a, b, c, d = (_double(layer, name) for name in ("A", "B", "C", "D"))
+        return StateSpace(a, b, c, d)
 
     def write(self, layer: nn.Module, reduction: Reduction) -> LayerUpdate:
         """The matrices of the reduced system."""

@@ -24,7 +24,7 @@ class Stateful(Protocol):
         """The present state."""
         ...
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
         """Take over a state that `state_dict` returned."""
         ...
 
