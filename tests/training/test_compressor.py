@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 from torch import nn
 
 from compressm.errors import AdapterError, CompressmError, ConfigError, SurgeryError
-from compressm.layers import LRU, ModelConfig, SequenceModel
+from compressm.layers import LRU
 from compressm.reduction.criteria import Criterion, FixedFraction, FixedOrder, OrderChoice, Spectrum
 from compressm.reduction.result import GramianSource
 from compressm.training import PRESETS, At, Cut, Every, Guard, InTrainingCompressor, OnError, Skipped
@@ -139,53 +137,6 @@ def test_later_cuts_are_shown_the_spectrum_of_the_uncompressed_layer(make_run: R
         assert not torch.equal(shown[1].values, kept[: shown[1].values.numel()])
 
 
-def test_several_optimizers(make_run: RunFactory) -> None:
-    run = make_run(compress=False)
-    ssm = [p for m in run.model.modules() if isinstance(m, LRU) for p in m.parameters()]
-    rest = [p for p in run.model.parameters() if all(p is not q for q in ssm)]
-    optimizers = [torch.optim.Adam(ssm, lr=1e-3), torch.optim.SGD(rest, lr=1e-2, momentum=0.9)]
-    compressor = InTrainingCompressor(run.model, optimizers, schedule=At((2,)), criteria=FIXED)
-    for _ in range(4):
-        run.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        compressor.step()
-    assert run.orders() == [8, 8]
-    assert all(optimizers[0].state[p]["exp_avg"].shape == p.shape for p in ssm)
-
-
-def test_frozen_parameters_stay_frozen_and_are_cut(make_run: RunFactory) -> None:
-    model = make_run(compress=False).model
-    for p in model.blocks[0].parameters():
-        p.requires_grad_(False)
-    run = make_run(model=model, schedule=At((3,)), criteria=FIXED)
-    run.train(5)
-    assert run.orders() == [8, 8]
-    assert not any(p.requires_grad for p in model.blocks[0].parameters())
-    assert all(p.requires_grad for p in model.blocks[1].parameters())
-
-
-def test_a_layer_used_twice_is_one_layer(make_run: RunFactory) -> None:
-    model = make_run(compress=False).model
-    model.blocks[1] = model.blocks[0]
-    run = make_run(model=model, schedule=At((3,)), criteria=FIXED)
-    assert len(run.compressor.orders()) == 1
-    run.train(5)
-    assert set(run.orders()) == {8}
-
-
-def test_layers_that_share_all_parameters_stay_tied(make_run: RunFactory) -> None:
-    model = make_run(compress=False).model
-    first, second = (m for m in model.modules() if isinstance(m, LRU))
-    for name, parameter in first.named_parameters():
-        setattr(second, name, parameter)
-    run = make_run(model=model, schedule=At((3,)), criteria=FIXED)
-    run.train(5)
-    assert first.C_re is second.C_re
-    assert run.orders() == [8, 8]
-    assert list(run.compressor.orders().values()) == [8]
-
-
 def test_a_model_without_state_space_layers_is_refused() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.GELU())
     with pytest.raises(AdapterError, match=r"GELU, Linear, Sequential.*adapters="):
@@ -196,22 +147,6 @@ def test_a_wrapped_model_is_refused_at_once(make_run: RunFactory) -> None:
     model = make_run(compress=False).model
     with pytest.raises(SurgeryError, match="module"):
         InTrainingCompressor(nn.DataParallel(model), torch.optim.SGD(model.parameters()), schedule=Every(3))
-
-
-@pytest.mark.parametrize("changes", [{"layer": "dense", "order": 6}, {"bidirectional": True}, {"task": "sequence"}])
-def test_other_models(make_run: RunFactory, changes: dict[str, Any]) -> None:
-    config = ModelConfig(**({"inputs": 2, "outputs": 3, "width": 4, "order": 12, "blocks": 1} | changes))
-    model = SequenceModel(config)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    compressor = InTrainingCompressor(model, optimizer, schedule=At((2, 4)), criteria=[FixedFraction(0.5)])
-    for step in range(6):
-        x = torch.randn(3, 10, 2, generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        model(x).square().mean().backward()
-        optimizer.step()
-        compressor.step()
-    assert set(compressor.orders().values()) == {config.order - config.order // 2 - (config.order // 2) // 2}
-    assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
 def test_validation_before_a_cut_is_not_captured(make_run: RunFactory) -> None:
@@ -314,24 +249,6 @@ def test_an_old_graph_fails_loudly_and_training_goes_on(make_run: RunFactory) ->
         old.backward()
     run.train(2)
     assert torch.isfinite(torch.tensor(run.losses)).all()
-
-
-def test_ctrl_c_in_the_middle_of_a_cut_leaves_it_whole(make_run: RunFactory, compare: Callable[..., list[str]]) -> None:
-    def press(cut: Cut) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    uninterrupted = make_run(schedule=At((3, 6)), criteria=FIXED)
-    uninterrupted.train(8)
-    wanted = uninterrupted.save()
-    run = make_run(schedule=At((3, 6)), criteria=FIXED, on_cut=press)
-    with pytest.raises(KeyboardInterrupt):
-        run.train(6)
-    assert run.compressor.steps == 3
-    saved = run.save()
-    resumed = make_run(schedule=At((3, 6)), criteria=FIXED)
-    resumed.load(saved)
-    resumed.train(5)
-    assert compare(resumed.save(), wanted) == []
 
 
 def test_a_fraction_every_few_steps(make_run: RunFactory) -> None:

@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from compressm.errors import ConfigError
 from compressm.reduction.criteria import FixedOrder
+from compressm.reduction.result import GramianSource
+from compressm.settings import CompressionSettings
 from compressm.training import At, Cut, Guard, RolledBack, Skipped
 
 RunFactory = Callable[..., Any]
 Compare = Callable[..., list[str]]
+
+
+FIXED = (FixedOrder(8), FixedOrder(5))
 
 
 class Readings:
@@ -29,7 +35,7 @@ class Readings:
 def guarded(make_run: RunFactory, *values: float, schedule: At | None = None, **changes: Any) -> Any:
     settings = {"allowed": 0.1, "higher_is_better": True, "probe_after": 3} | changes
     guard = Guard(Readings(*values), **settings)
-    return make_run(schedule=schedule or At((4, 9)), criteria=(FixedOrder(8), FixedOrder(5)), guard=guard)
+    return make_run(schedule=schedule or At((4, 9)), criteria=FIXED, guard=guard)
 
 
 def test_after_a_rollback_the_run_is_one_that_was_never_cut(make_run: RunFactory, compare: Compare) -> None:
@@ -132,7 +138,8 @@ def test_the_metrics_forward_passes_are_not_captured(make_run: RunFactory, compa
             return 1.0
 
         guard = Guard(metric, allowed=0.1, higher_is_better=True, probe_after=4)
-        values = {"schedule": At((4, 9)), "criteria": (FixedOrder(8), FixedOrder(5)), "guard": guard}
+        weighted = CompressionSettings(observability=GramianSource.WHITE)  # passes without a graph count then
+        values = {"schedule": At((4, 9)), "criteria": FIXED, "guard": guard, "settings": weighted}
         here["run"] = make_run(**values)
         return here["run"]
 
@@ -161,3 +168,21 @@ def test_a_metric_that_raises_leaves_the_run_usable(make_run: RunFactory) -> Non
     run.train(1)
     assert not run.compressor.pending_probe
     assert run.orders() == [8, 8]
+
+
+def test_captures_before_a_rollback_do_not_count_for_the_next_cut(make_run: RunFactory, compare: Compare) -> None:
+    later = make_run(schedule=At((9,)), criteria=[FixedOrder(5)])
+    later.train(12)
+    wanted = later.save() | {"compressor": None}
+    run = guarded(make_run, 0.9, 0.1, 0.9, stop_after_rollback=False, probe_after=4)
+    run.train(4 + 12)
+    assert [(type(e).__name__, e.step) for e in run.compressor.history] == [("RolledBack", 8), ("Cut", 9)]
+    assert compare(run.save() | {"compressor": None}, wanted) == []
+
+
+def test_a_metric_without_a_number_is_an_error_and_no_skipped_cut(make_run: RunFactory) -> None:
+    guard = Guard(lambda: None, allowed=0.1, higher_is_better=True, probe_after=2)  # type: ignore[arg-type,return-value]
+    run = make_run(schedule=At((2,)), criteria=FIXED, guard=guard)
+    with pytest.raises(ConfigError, match="metric returned NoneType"):
+        run.train(2)
+    assert run.orders() == [12, 12]
