@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -19,18 +19,18 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Capture:
-    """What was captured at one layer: inputs with masks, and gradients of the loss at the output, `(batch, L, *)`."""
+    """What was captured at one layer, `(batch, L, *)`, with masks: inputs, and gradients of the loss at the output."""
 
     inputs: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
-    gradients: list[Tensor] = field(default_factory=list)
+    gradients: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
 
     def tokens(self) -> int:
         """The number of captured input positions, padding included."""
-        return sum(u.shape[0] * u.shape[1] for u, _ in self.inputs)
+        return _positions(self.inputs)
 
     def gradient_tokens(self) -> int:
         """The number of captured gradient positions."""
-        return sum(g.shape[0] * g.shape[1] for g in self.gradients)
+        return _positions(self.gradients)
 
 
 class Calibration:
@@ -42,11 +42,11 @@ class Calibration:
             loss_function(model(x), y).backward()
         compress_(model, calibration=calibration)
 
-    With `capture_gradients`, passes without a graph (a validation under `no_grad`) are left out. A module that is used
-    several times in a pass is one system: its captures are pooled. Forward passes that activation checkpointing
-    repeats inside backward are not counted twice. At most `max_tokens` positions of a layer are kept, whole
-    sequences, the first ones captured. `grad_scale` gives the factor the loss was multiplied by (a GradScaler's
-    `get_scale`), which is divided out; gradients that are not finite are dropped.
+    With `capture_gradients`, a pass counts when the loss's gradient arrives at it: passes that nothing runs backward
+    (a validation) are left out, and one that activation checkpointing repeats counts once. A module that is used
+    several times in a pass is one system: its captures are pooled. At most `max_tokens` positions of a layer are kept,
+    whole sequences, the first ones captured. `grad_scale` gives the factor the loss was multiplied by (a GradScaler's
+    `get_scale`), which is divided out; inputs and gradients that are not finite are dropped.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Calibration:
     def state_dict(self) -> dict[str, Any]:
         """The captures, as nested dictionaries and lists of tensors."""
         return {
-            name: {"inputs": [[u, mask] for u, mask in c.inputs], "gradients": list(c.gradients)}
+            name: {"inputs": [[*pair] for pair in c.inputs], "gradients": [[*pair] for pair in c.gradients]}
             for name, c in self._captures.items()
         }
 
@@ -100,15 +100,12 @@ class Calibration:
         """Take over captures that `state_dict` returned."""
         devices = {ref.name: next(ref.module.parameters()).device for ref in self._layers}
 
-        def move(t: Tensor | None, name: str) -> Tensor | None:
-            return None if t is None else t.to(devices.get(name, t.device))
+        def placed(pairs: Iterable[Sequence[Tensor | None]], name: str) -> list[tuple[Tensor, Tensor | None]]:
+            moved = ([t if t is None else t.to(devices.get(name, t.device)) for t in pair] for pair in pairs)
+            return [(values, mask) for values, mask in moved if values is not None]
 
         self._captures = {
-            name: Capture(
-                [(u.to(devices.get(name, u.device)), move(mask, name)) for u, mask in c["inputs"]],
-                [g.to(devices.get(name, g.device)) for g in c["gradients"]],
-            )
-            for name, c in state.items()
+            name: Capture(placed(c["inputs"], name), placed(c["gradients"], name)) for name, c in state.items()
         }
 
     def __enter__(self) -> Calibration:
@@ -127,31 +124,45 @@ class Calibration:
             if u.ndim != 3 or y.ndim != 3:
                 _logger.warning("%s: a pass with an input of shape %s was not captured", ref.name, tuple(u.shape))
                 return
-            captured = self._captures.setdefault(ref.name, Capture())
-            self._keep_input(captured, u, mask)
+            repeated = torch._C._current_graph_task_id() != -1  # inside backward: checkpointing runs the pass again
             if self._capture_gradients and y.requires_grad:
-                y.register_hook(lambda g: self._keep_gradient(ref.name, g))
+                y.register_hook(self._gradient_hook(ref.name, u, mask))
+            elif not repeated and (torch.is_grad_enabled() or not self._capture_gradients):
+                self._keep(self._of(ref.name).inputs, u, mask)
 
         return hook
 
-    def _keep_input(self, captured: Capture, u: Tensor, mask: Tensor | None) -> None:
-        repeated = torch._C._current_graph_task_id() != -1  # inside backward: checkpointing runs the pass again
-        if repeated or (self._capture_gradients and not torch.is_grad_enabled()):
-            return
-        room = (self._max_tokens - captured.tokens()) // max(u.shape[1], 1)
-        if room > 0 or not captured.inputs:
-            kept = max(room, 1)
-            captured.inputs.append((u[:kept].detach().clone(), None if mask is None else mask[:kept].detach().clone()))
+    def _gradient_hook(self, name: str, u: Tensor, mask: Tensor | None) -> Callable[[Tensor], None]:
+        waiting: list[tuple[Tensor, Tensor | None]] = []
+        room = self._room(self._captures.get(name, Capture()).inputs, u)
+        if room > 0:
+            waiting.append((u[:room].detach().clone(), mask))
+        scale = self._grad_scale
 
-    def _keep_gradient(self, name: str, gradient: Tensor) -> None:
-        captured = self._captures.get(name)
-        if captured is None or not self.started:
-            return
-        room = (self._max_tokens - captured.gradient_tokens()) // max(gradient.shape[1], 1)
-        if room <= 0 and captured.gradients:
-            return
-        kept = gradient[: max(room, 1)].detach().float()
-        if self._grad_scale is not None:
-            kept = kept / self._grad_scale()
-        if bool(torch.isfinite(kept).all()):
-            captured.gradients.append(kept.clone())
+        def hook(gradient: Tensor) -> None:
+            if not self.started:
+                return
+            captured = self._of(name)
+            while waiting:  # the pass counts once, however often it is run backward
+                self._keep(captured.inputs, *waiting.pop())
+            if self._room(captured.gradients, gradient) > 0:
+                gradient = gradient.detach().float()
+                self._keep(captured.gradients, gradient if scale is None else gradient / scale(), mask)
+
+        return hook
+
+    def _of(self, name: str) -> Capture:
+        return self._captures.setdefault(name, Capture())
+
+    def _room(self, kept: list[tuple[Tensor, Tensor | None]], values: Tensor) -> int:
+        """How many more sequences like `values` may be kept; always one of the first pass."""
+        return max((self._max_tokens - _positions(kept)) // max(values.shape[1], 1), 0 if kept else 1)
+
+    def _keep(self, kept: list[tuple[Tensor, Tensor | None]], values: Tensor, mask: Tensor | None) -> None:
+        room = self._room(kept, values)
+        if room > 0 and bool(torch.isfinite(values[:room]).all()):
+            kept.append((values[:room].detach().clone(), None if mask is None else mask[:room].detach().clone()))
+
+
+def _positions(kept: Iterable[tuple[Tensor, Tensor | None]]) -> int:
+    return sum(values.shape[0] * values.shape[1] for values, _ in kept)

@@ -29,9 +29,10 @@ def observability_moments(system: StateSpace, capture: Capture, frame: Frame) ->
     """The mean of p p* for the costate p_k = A* p_{k+1} + C* g_k, g the loss's gradient at the output.
 
     This is the observability Gramian that weights the outputs by what the loss sees of them (a Gauss-Newton matrix from
-    the gradients of training itself). None without captured gradients, or where they all vanish.
+    the gradients of training itself). Padded positions are left out. None without captured gradients, or where they
+    all vanish.
     """
-    passes = ((g.flip(1), None) for g in capture.gradients)
+    passes = ((g.flip(1), None if mask is None else mask.flip(1)) for g, mask in capture.gradients)
     moments = _mean_outer_products(dual(system), passes, capture.gradient_tokens(), frame)
     return moments if moments is not None and bool((moments.diagonal() != 0).any()) else None
 
@@ -42,9 +43,10 @@ def output_change(system: StateSpace, reduced: StateSpace, capture: Capture, seq
         return None
     u, mask = capture.inputs[-1]
     u = u[:sequences].detach().cpu().float()
+    keep = None if mask is None else mask[:sequences].cpu().bool().unsqueeze(-1)
+    u = u if keep is None else u * keep
     y, y_reduced = _single(system).simulate(u), _single(reduced).simulate(u)
-    if mask is not None:
-        keep = mask[:sequences].cpu().bool().unsqueeze(-1)
+    if keep is not None:
         y, y_reduced = y * keep, y_reduced * keep
     size = float(torch.linalg.vector_norm(y.double()))
     change = float(torch.linalg.vector_norm((y_reduced - y).double()))

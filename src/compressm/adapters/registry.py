@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from inspect import isabstract
 
 from torch import nn
 
@@ -35,17 +36,21 @@ def register_adapter(qualified_name: str) -> Callable[[type[StateSpaceAdapter]],
 
     Raises AdapterError where that name has another adapter already, or the decorated class is no adapter.
     """
+    if not isinstance(qualified_name, str):
+        raise AdapterError(
+            f"register_adapter got {qualified_name!r}; wanted the layer's qualified name, as in "
+            f'@register_adapter("package.module.Layer").'
+        )
 
     def register(adapter: type[StateSpaceAdapter]) -> type[StateSpaceAdapter]:
-        if not (isinstance(adapter, type) and issubclass(adapter, StateSpaceAdapter)):
-            raise AdapterError(f"{adapter!r} is not a StateSpaceAdapter class; subclass it and write read and write.")
+        instance = _instance(adapter, repr(adapter))
         known = _registered.get(qualified_name)
         if known is not None and _name(type(known)) != _name(adapter):
             raise AdapterError(
                 f"{qualified_name} has the adapter {_name(type(known))} already; pass adapters={{Layer: "
                 f"{adapter.__name__}()}} to use another one for a call."
             )
-        _registered[qualified_name] = adapter()
+        _registered[qualified_name] = instance
         return adapter
 
     return register
@@ -57,7 +62,9 @@ def find_adapter(layer: nn.Module, adapters: Adapters | None = None) -> StateSpa
         if adapters is not None and kind in adapters:
             return adapters[kind]
     for kind in type(layer).__mro__:
-        adapter = _registered.get(_name(kind)) or _entry_points().get(_name(kind))
+        adapter = _registered.get(_name(kind))
+        if adapter is None and _name(kind) in _entry_points():
+            adapter = _load(_entry_points()[_name(kind)])
         if adapter is not None:
             return adapter
     return None
@@ -74,11 +81,11 @@ def find_layers(model: nn.Module, adapters: Adapters | None = None) -> list[Laye
 
 def check_adapters(adapters: Adapters | None) -> None:
     """Raise AdapterError unless `adapters` maps layer classes to adapter instances."""
+    if adapters is not None and not isinstance(adapters, Mapping):
+        raise AdapterError(f"adapters is {adapters!r}; wanted a mapping {{Layer: Adapter()}}.")
     for kind, adapter in (adapters or {}).items():
         if not (isinstance(kind, type) and isinstance(adapter, StateSpaceAdapter)):
-            raise AdapterError(
-                f"adapters maps {kind!r} to {adapter!r}; wanted {{Layer: Adapter()}} with an instance."
-            )
+            raise AdapterError(f"adapters maps {kind!r} to {adapter!r}; wanted {{Layer: Adapter()}} with an instance.")
 
 
 def _walk(module: nn.Module, name: str, adapters: Adapters | None, seen: set[int]) -> Iterator[LayerRef]:
@@ -94,14 +101,35 @@ def _walk(module: nn.Module, name: str, adapters: Adapters | None, seen: set[int
 
 
 @cache
-def _entry_points() -> dict[str, StateSpaceAdapter]:
-    found: dict[str, StateSpaceAdapter] = {}
+def _entry_points() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        adapter = entry.load()
-        if not (isinstance(adapter, type) and issubclass(adapter, StateSpaceAdapter)):
-            raise AdapterError(f"The entry point {entry.name} = {entry.value} is no StateSpaceAdapter class.")
-        found[entry.name] = adapter()
+        known = found.setdefault(entry.name, entry)
+        if known.value != entry.value:
+            raise AdapterError(
+                f"Two installed packages give an adapter for {entry.name}: {known.value} and {entry.value}. Uninstall "
+                f"one of them."
+            )
     return found
+
+
+@cache
+def _load(entry: EntryPoint) -> StateSpaceAdapter:
+    where = f"The entry point {entry.name} = {entry.value}"
+    try:
+        adapter = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise AdapterError(f"{where} cannot be loaded: {error}. Update or uninstall the package it is from.") from error
+    return _instance(adapter, where)
+
+
+def _instance(adapter: object, what: str) -> StateSpaceAdapter:
+    if not (isinstance(adapter, type) and issubclass(adapter, StateSpaceAdapter)):
+        raise AdapterError(f"{what} is not a StateSpaceAdapter class; subclass it and write read and write.")
+    if isabstract(adapter):
+        missing = ", ".join(sorted(adapter.__abstractmethods__))
+        raise AdapterError(f"{what} does not define {missing}; a StateSpaceAdapter has to.")
+    return adapter()
 
 
 def _name(kind: type) -> str:
