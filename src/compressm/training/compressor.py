@@ -63,7 +63,7 @@ class InTrainingCompressor:
 
     * `optimizer`: one or several; every one that holds parameters of the state space layers.
     * `schedule` says when to cut; with `total_steps` instead, the preset's own schedule for a run of that length.
-    * `settings`: `CompressionSettings` or the name of a preset ("default", "paper").
+    * `settings`: `CompressionSettings` or the name of a preset ("default", "paper", "data", "white").
     * `criteria`: the k-th cut uses the k-th of them, later cuts the last one; otherwise the settings' criterion.
     * `guard`: takes a cut back that made a metric worse; `scheduler` (one or several) and `grad_scaler` are then
       rolled back too. Data are not rewound.

@@ -1,4 +1,8 @@
-"""Named settings: `paper` as published, `default` as this library measures best."""
+"""Named settings: `paper` as published, `default` as this library measures best, and what lies between.
+
+`white` is real-output balancing with the classical Gramians (the error bound holds); `data` weights controllability by
+the layer's own inputs; `default` weights observability by the loss as well.
+"""
 
 from __future__ import annotations
 
@@ -71,8 +75,10 @@ _DEFAULT = Preset(
     ),
     default_schedule,
 )
+_DATA = Preset("data", replace(_DEFAULT.settings, observability=GramianSource.WHITE), default_schedule)
+_WHITE = Preset("white", replace(_DATA.settings, controllability=GramianSource.WHITE), default_schedule)
 
-PRESETS: Mapping[str, Preset] = MappingProxyType({p.name: p for p in (_PAPER, _DEFAULT)})
+PRESETS: Mapping[str, Preset] = MappingProxyType({p.name: p for p in (_PAPER, _DEFAULT, _DATA, _WHITE)})
 """The presets by name."""
 
 
