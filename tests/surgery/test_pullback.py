@@ -32,6 +32,13 @@ def embed(layer: nn.Module, v: Tensor, names: tuple[str, ...] = ("B", "inner.wei
 class TestPullback:
     V = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
+    def second_moment(self, before: dict[str, Tensor], also: dict[str, Tensor], key: str) -> Tensor:
+        """(V^2)^T (v - m^2 / rho^2) + (V^T m)^2 / rho^2 with rho the largest |m| / sqrt(v) of both parameters."""
+        power = 2 if key == "exp_inf" else 1
+        rho = max((e["exp_avg"].double().square() / e[key].double() ** power).max() for e in (before, also))
+        m, v = before["exp_avg"].double(), before[key].double() ** power
+        return self.V.square().mT @ (v - m.square() / rho) + (self.V.mT @ m).square() / rho
+
     def test_moments_follow_jointly(self, toy, optimizers, train, state_of):
         optimizer = optimizers["amsgrad"](list(toy.parameters()))
         train(toy, optimizer, 3, seed=1)
@@ -39,14 +46,15 @@ class TestPullback:
         update = embed(toy, self.V)
         first = update.maps[0]
         counted = replace(first, covector_map=lambda old: calls.append(set(old)) or first.covector_map(old))
-        before = state_of(optimizer, toy.B)
+        before, also = state_of(optimizer, toy.B), state_of(optimizer, toy.inner.weight)
         operate([("t", toy, replace(update, maps=(counted, update.maps[1])))], optimizer, StatePolicy.TRANSPORT)
         after = optimizer.state[toy.B]
         assert calls == [{"B", "inner.weight"}]
         assert after["exp_avg"].dtype is torch.float32
         torch.testing.assert_close(after["exp_avg"], (self.V.mT @ before["exp_avg"].double()).float())
         for key in ("exp_avg_sq", "max_exp_avg_sq"):
-            torch.testing.assert_close(after[key], (self.V.square().mT @ before[key].double()).float())
+            wanted = self.second_moment(before, also, key)
+            torch.testing.assert_close(after[key], wanted.float())
         assert after["step"] == 3
 
     def test_a_gradient_average_follows_as_the_gradient(self):
@@ -66,10 +74,28 @@ class TestPullback:
     def test_the_root_of_a_second_moment(self, toy, optimizers, train, state_of):
         optimizer = optimizers["adamax"](list(toy.parameters()))
         train(toy, optimizer, 3, seed=1)
-        before = state_of(optimizer, toy.B)["exp_inf"].double()
+        before, also = state_of(optimizer, toy.B), state_of(optimizer, toy.inner.weight)
         operate([("toy", toy, embed(toy, self.V))], optimizer, StatePolicy.TRANSPORT)
-        wanted = (self.V.square().mT @ before.square()).sqrt().float()
-        torch.testing.assert_close(optimizer.state[toy.B]["exp_inf"], wanted)
+        wanted = self.second_moment(before, also, "exp_inf").sqrt()
+        torch.testing.assert_close(optimizer.state[toy.B]["exp_inf"], wanted.float())
+
+    @pytest.mark.parametrize("name", ["adam", "amsgrad", "adamax"])
+    def test_no_step_grows_where_all_gradients_agree(self, toy, optimizers, name):
+        optimizer = optimizers[name](list(toy.parameters()))
+        for _ in range(5):
+            for p in toy.parameters():
+                p.grad = torch.full_like(p, 0.3)
+            optimizer.step()
+        columns = TestPullback.V.abs()  # all of one sign: the averages add up
+
+        def largest() -> float:
+            entries = [optimizer.state[p] for p in (toy.B, toy.inner.weight)]
+            root = [e["exp_inf"] if "exp_inf" in e else e["exp_avg_sq"].sqrt() for e in entries]
+            return max((e["exp_avg"].abs() / r).max().item() for e, r in zip(entries, root, strict=True))
+
+        before = largest()
+        operate([("toy", toy, embed(toy, columns))], optimizer, StatePolicy.TRANSPORT)
+        assert largest() == pytest.approx(before, rel=1e-5)
 
     def test_centred_second_moments_stay_above_the_squared_mean(self, toy, optimizers, train):
         optimizer = optimizers["rmsprop centered"](list(toy.parameters()))

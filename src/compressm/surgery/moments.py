@@ -1,12 +1,15 @@
 """What the tensors in an optimizer's state are, and how they follow a parameter through a cut.
 
-Gradients are covectors, so an average of gradients follows a cut as a gradient does. An average of squared gradients
-follows as a variance; that treats the entries as uncorrelated and is exact for a choice of states only.
+Gradients are covectors, so an average m of gradients follows a cut as a gradient does. An average v of squared
+gradients has no exact map but for a choice of states. Where m is known, v = (v - m^2 / rho^2) + m^2 / rho^2 with rho
+the largest |m| / sqrt(v): the first part follows as the variance of uncorrelated entries, the second as m does. So no
+step |m'| / sqrt(v') is larger than rho, while treating all of v as uncorrelated gave steps several times too large.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
@@ -99,6 +102,7 @@ def transport(
     All parameters must hold the same moments. Maps see copies in double precision on the CPU.
     Raises SurgeryError where a map returns other shapes than `shapes`, or a negative second moment.
     """
+    state_map = _Checked(state_map, shapes)
     new: dict[str, dict[str, object]] = {name: dict(entry) for name, entry in entries.items()}
     carried: dict[str, dict[str, Tensor]] = {}
     for key, kind in moments(next(iter(entries.values()))).items():
@@ -106,7 +110,7 @@ def transport(
         if kind is Moment.COVECTOR:
             result = state_map.covectors(old)
         elif kind is Moment.MAGNITUDE:
-            squared = state_map.variances({name: value.square() for name, value in old.items()})
+            squared = _with_mean(state_map, {name: value.square() for name, value in old.items()}, entries, carried)
             result = None if squared is None else {name: value.sqrt() for name, value in squared.items()}
         elif kind is Moment.VARIANCE:
             result = _second_moment(state_map, key, old, entries, carried)
@@ -116,9 +120,37 @@ def transport(
             return None
         carried[key] = result
         for name, entry in entries.items():
-            _check(key, kind, name, result, shapes[name])
             new[name][key] = _like(result[name], entry[key])
     return new
+
+
+@dataclass(frozen=True)
+class _Checked(StateMap):
+    """A map whose results are checked against the new shapes."""
+
+    inner: StateMap
+    shapes: Mapping[str, torch.Size]
+
+    def covectors(self, old: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        return self._checked(self.inner.covectors(old))
+
+    def variances(self, old: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        new = self._checked(self.inner.variances(old))
+        if new is not None and (negative := [name for name, value in new.items() if bool((value < 0).any())]):
+            raise SurgeryError(f"The map of {negative} returns a negative second moment; the adapter must square it.")
+        return new
+
+    def _checked(self, new: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+        if new is None:
+            return None
+        for name, shape in self.shapes.items():
+            if name not in new or new[name].shape != shape:
+                found = tuple(new[name].shape) if name in new else "nothing"
+                raise SurgeryError(
+                    f"The map of optimizer state beside '{name}' returns {found}; wanted shape {tuple(shape)}, that of "
+                    f"its new value. The adapter's map does not fit."
+                )
+        return {name: new[name] for name in self.shapes}
 
 
 def _second_moment(
@@ -129,13 +161,36 @@ def _second_moment(
     carried: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, Tensor] | None:
     if key != "square_avg" or "grad_avg" not in carried:
-        return state_map.variances(old)
+        return _with_mean(state_map, old, entries, carried)
     # Centred RMSprop takes the root of square_avg - grad_avg^2: carry that difference, or it may turn negative.
     means = {name: _double(entries[name]["grad_avg"]).square() for name in old}
     spread = state_map.variances({name: (value - means[name]).clamp_min(0) for name, value in old.items()})
     if spread is None:
         return None
     return {name: _not_below(value, carried["grad_avg"][name], entries[name][key]) for name, value in spread.items()}
+
+
+def _with_mean(
+    state_map: StateMap,
+    old: Mapping[str, Tensor],
+    entries: Mapping[str, Entry],
+    carried: Mapping[str, Mapping[str, Tensor]],
+) -> dict[str, Tensor] | None:
+    if "exp_avg" not in carried:
+        return state_map.variances(old)
+    means = {name: _double(entries[name]["exp_avg"]).abs().square() for name in old}
+    largest = max(_largest_ratio(means[name], value) for name, value in old.items())
+    share = 1 / largest if largest > 0 else 0.0  # 1 / rho^2, 0 where a mean stands without a second moment
+    spread = state_map.variances({name: (value - share * means[name]).clamp_min(0) for name, value in old.items()})
+    if spread is None:
+        return None
+    new = carried["exp_avg"]
+    return {name: value + share * new[name].abs().square() for name, value in spread.items()}
+
+
+def _largest_ratio(mean: Tensor, square: Tensor) -> float:
+    ratio = torch.where(mean > 0, mean / square, torch.zeros_like(mean))
+    return float(ratio.max()) if ratio.numel() > 0 else 0.0
 
 
 def _not_below(spread: Tensor, mean: Tensor, like: object) -> Tensor:
@@ -167,17 +222,6 @@ def _renormalised(
         return None
     after = {name: scale(name, carried["square_avg"][name], carried.get("grad_avg", {}).get(name)) for name in raw}
     return {name: torch.where(after[name] > 0, value / after[name], 0.0) for name, value in raw.items()}
-
-
-def _check(key: str, kind: Moment, name: str, result: Mapping[str, Tensor], shape: torch.Size) -> None:
-    if name not in result or result[name].shape != shape:
-        found = tuple(result[name].shape) if name in result else "nothing"
-        raise SurgeryError(
-            f"Optimizer state '{key}' of '{name}': its map returns {found}; wanted shape {tuple(shape)}. "
-            f"The adapter's map does not fit its new value."
-        )
-    if kind in (Moment.VARIANCE, Moment.MAGNITUDE) and bool((result[name] < 0).any()):
-        raise SurgeryError(f"Optimizer state '{key}' of '{name}': its map returns a negative second moment.")
 
 
 def _double(value: object) -> Tensor:
