@@ -23,6 +23,7 @@ def analyze(
     """Show the Hankel singular values of a model, and the orders that each tolerance would give."""
     from compressm.cli.console import Terminal
     from compressm.cli.parsing import convert
+    from compressm.cli.recorder import count
     from compressm.cli.report.outlook import outlook_tables, spectrum_lines
     from compressm.cli.report.show import print_table
     from compressm.cli.report.spectra_picture import draw_spectra
@@ -39,7 +40,7 @@ def analyze(
     if not white:
         calibration = calibrate(stored, load_data(stored.data_config(data), terminal), batches, terminal)
     found = outlooks(stored, chosen, fractions, calibration)
-    for table in outlook_tables(found):
+    for table in outlook_tables(found, count(stored.model)):
         print_table(terminal.out, table)
     target = picture or stored.path.parent / f"{stored.path.name}-spectra.png"
     draw_spectra(target, spectrum_lines(found), title="Hankel singular values (circle: what a tolerance keeps)")

@@ -24,6 +24,8 @@ class PresetName(Enum):
 
     DEFAULT = "default"
     PAPER = "paper"
+    DATA = "data"
+    WHITE = "white"
 
 
 class RateSchedule(Enum):
@@ -52,8 +54,8 @@ class ModelOptions:
     """The model's form; its inputs and outputs follow from the data."""
 
     layer: LayerKind = LayerKind.LRU
-    blocks: int = 1
-    width: int = 32
+    blocks: int = 2
+    width: int = 24
     order: int = 64
     norm: NormKind = NormKind.BATCH
     dropout: float = 0.1

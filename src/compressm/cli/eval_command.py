@@ -45,5 +45,6 @@ def evaluate(
         ("orders", ", ".join(str(order) for order in layer_orders(stored.model).values())),
         ("parameters", f"{count(stored.model):,}"),
     )
-    print_table(terminal.out, Table(f"{stored.path}", ("", dataset.name), rows))
+    terminal.say(f"Checkpoint: {stored.path}")
+    print_table(terminal.out, Table("Evaluation", ("", dataset.name), rows))
     return 0

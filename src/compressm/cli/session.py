@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ import torch
 
 from compressm.checkpoint import load_checkpoint
 from compressm.cli.build import build_compressor, build_model, build_optimizer, build_rates, model_config
+from compressm.cli.closing import close
 from compressm.cli.config import DataConfig, RunConfig
 from compressm.cli.console import Terminal
 from compressm.cli.folder import RunFolder
@@ -27,7 +27,6 @@ from compressm.data.batching import EVALUATION_BATCH, Batcher
 from compressm.data.dataset import Dataset
 from compressm.data.registry import load_dataset
 from compressm.errors import ConfigError, DataError
-from compressm.training.evaluation import undisturbed
 from compressm.training.loop import LoopSettings, LoopState, fit
 
 if TYPE_CHECKING:
@@ -151,21 +150,8 @@ def _train(folder: RunFolder, config: RunConfig, dataset: Dataset, terminal: Ter
         )
     if state.step < config.training.steps:
         return False
-    _finish(folder, parts, terminal)
+    close(folder, config, dataset, terminal)
     return True
-
-
-def _finish(folder: RunFolder, parts: _Parts, terminal: Terminal) -> None:
-    """The test split, once, at the end."""
-    test = parts.dataset.test
-    batches = parts.batcher.in_order(test, EVALUATION_BATCH)
-    total = -(-test.cases // EVALUATION_BATCH)
-    with undisturbed(parts.model):
-        scores = parts.objective.evaluate(parts.model, terminal.track(batches, total, "Testing"))
-    text = json.dumps({"test": scores, "metric": parts.objective.metric}, indent=2)
-    temporary = folder.path / ".results.json"
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, folder.path / "results.json")
 
 
 def _require_enough(dataset: Dataset, config: RunConfig) -> None:

@@ -36,6 +36,8 @@ def after_cut_tables(
         )
         for layer in report.layers
     )
-    columns = ("layer", "order", "discarded", "bound", "H∞ error", "H2 error", "output change", "Gramians (P / Q)")
+    columns = ("layer", "order", "discarded", "bound", "H∞ error", "H2 error", "output change", "Gramians")
     notes = [f"{layer.name}: {text}" for layer in report.layers for text in layer.fallbacks]
-    return Table("Model", ("", "before", "after"), rows), Table("Layers", columns, layers, "\n".join(notes))
+    return Table("Model", ("", "before", "after"), rows), Table(
+        "Layers", columns, layers, "\n".join(notes), ("H2 error", "discarded", "Gramians")
+    )

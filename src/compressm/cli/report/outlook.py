@@ -8,11 +8,11 @@ from compressm.cli.report.rows import Table
 from compressm.cli.report.spectra_picture import SpectrumLine
 from compressm.cli.stored_analysis import Outlook
 
-_FRACTIONS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+_FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def outlook_tables(outlooks: Sequence[Outlook]) -> tuple[Table, Table]:
-    """The spectra at a few indices, and the orders for each tolerance."""
+def outlook_tables(outlooks: Sequence[Outlook], parameters: int) -> tuple[Table, Table]:
+    """The spectra at a few indices, and the orders for each tolerance; `parameters` is what the model has now."""
     layers = outlooks[0].plan.layers
     spectra = []
     for layer in layers:
@@ -23,17 +23,20 @@ def outlook_tables(outlooks: Sequence[Outlook]) -> tuple[Table, Table]:
     where = ("largest", *(f"at {100 * f:.0f} %" for f in _FRACTIONS[1:-1]), "smallest")
     first = Table(
         "Hankel singular values",
-        ("layer", "order", "Gramians (P / Q)", "values", *where),
+        ("layer", "order", "Gramians", "values", *where),
         tuple(spectra),
-        "Sorted; a stored complex state of a layer with real output counts as two values under real balancing.",
+        "Gramians: of controllability / of observability. A stored complex state of a layer with real output counts as "
+        "two values under real balancing.",
+        ("values", "at 25 %", "at 75 %"),
     )
-    rows = []
-    for outlook in outlooks:
-        orders = [f"{layer.order} → {layer.planned_order}" for layer in outlook.plan.layers]
-        rows.append((f"{outlook.discard:g}", *orders, f"{outlook.parameters:,}"))
+    rows = [
+        (layer.name, str(layer.order), *(str(outlook.plan.layers[number].planned_order) for outlook in outlooks))
+        for number, layer in enumerate(layers)
+    ]
+    rows.append(("parameters", f"{parameters:,}", *(f"{outlook.parameters:,}" for outlook in outlooks)))
     second = Table(
         "Orders that each tolerance would give",
-        ("discard", *(layer.name for layer in layers), "parameters"),
+        ("", "now", *(f"{outlook.discard:g}" for outlook in outlooks)),
         tuple(rows),
         "One cut, no training after it. A real pole takes a whole complex state, so a cut can end slightly higher.",
     )

@@ -21,8 +21,10 @@ def draw_all(folder: RunFolder, summary: RunSummary, objective: Objective) -> di
     cuts = [cut for cut in summary.cuts if cut.order_after < cut.order_before]
     if cuts:
         path = folder.pictures / "spectra.png"
-        draw_spectra(path, _spectrum_lines(summary), "Hankel singular values at each cut (circle: what was kept)")
-        pictures["Hankel singular values at each cut"] = path
+        draw_spectra(
+            path, _spectrum_lines(summary), "Hankel singular values through training (circle: what a cut kept)"
+        )
+        pictures["Hankel singular values through training"] = path
     if summary.orders:
         path = folder.pictures / "orders.png"
         _draw_orders(path, summary)
@@ -50,6 +52,9 @@ def _spectrum_lines(summary: RunSummary) -> dict[str, list[SpectrumLine]]:
                 lines.setdefault(layer.layer, []).append(
                     SpectrumLine(label, layer.spectrum, {"": layer.after * per_slot})
                 )
+    for name, values in summary.end_spectra.items():
+        if name in lines and values:
+            lines[name].append(SpectrumLine(f"end (step {summary.steps})", values))
     return lines
 
 
@@ -105,18 +110,21 @@ def _draw_loss(path: Path, summary: RunSummary, objective: Objective) -> None:
         lower.plot(
             [c.step for c in pairs],
             [scale * (c.metric_before or 0) for c in pairs],
-            "^",
-            color=INK,
-            ms=6,
+            "o",
+            mfc="none",
+            mec=INK,
+            mew=1.4,
+            ms=9,
             label="right before a cut",
             ls="",
         )
         lower.plot(
             [c.step for c in pairs],
             [scale * (c.metric_after or 0) for c in pairs],
-            "v",
+            "o",
             color=ACCENT,
-            ms=6,
+            ms=5,
+            zorder=3,
             label="right after it",
             ls="",
         )
@@ -132,9 +140,9 @@ def _line(panel: Any, curve: Sequence[tuple[int, float]], **style: Any) -> None:
 
 def _smooth(curve: Curve) -> Curve:
     """The running mean over about a twentieth of the curve."""
-    width = max(1, len(curve) // 20)
+    half = max(1, len(curve) // 40)
     smooth: Curve = []
     for number, (step, _) in enumerate(curve):
-        part = [value for _, value in curve[max(0, number - width + 1) : number + 1]]
+        part = [value for _, value in curve[max(0, number - half) : number + half + 1]]
         smooth.append((step, sum(part) / len(part)))
     return smooth

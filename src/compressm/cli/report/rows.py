@@ -16,6 +16,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    optional: tuple[str, ...] = ()  # columns that a narrow terminal does without, the first one first
 
 
 def result_table(summary: RunSummary, objective: Objective) -> Table:
@@ -23,7 +24,7 @@ def result_table(summary: RunSummary, objective: Objective) -> Table:
     first, last = summary.total_orders
     before, after = summary.parameters
     rows = [
-        ("order (states of all layers)", str(first), str(last), _ratio(first, last)),
+        ("order, all layers", str(first), str(last), _ratio(first, last)),
         ("parameters", f"{before:,}", f"{after:,}", _ratio(before, after)),
         (
             "training step",
@@ -67,21 +68,25 @@ def cuts_table(summary: RunSummary, objective: Objective) -> Table:
         "H∞ error",
         "H2 error",
         "output change",
-        f"{objective.metric} before",
-        "after",
+        f"validation {objective.metric}",
     )
     note = (
-        "Discarded: fraction of the sum of Hankel singular values. Bound: 2 x the discarded sum, for white input only. "
-        "H∞: a lower estimate. Output change: relative, on the inputs captured before the cut. Before and after: on "
-        "the validation split, with no training step in between."
+        "Discarded: fraction of the sum of Hankel singular values. Bound: on the H∞ error, for Gramians of white input "
+        "only. H∞ error: a lower estimate. Output change: relative, on the inputs captured before the cut. Validation: "
+        "right before and right after the cut, with no training step in between."
     )
-    return Table("Cuts", columns, tuple(rows), note if rows else "No cut was made.")
+    taken = [
+        f"Step {c.step}: taken back at step {c.taken_back_at}." for c in summary.cuts if c.taken_back_at is not None
+    ]
+    note = " ".join([note, *taken]) if rows else "No cut was made."
+    bounded = any(layer.bound is not None for cut in summary.cuts for layer in cut.layers)
+    least = ("discarded", "H2 error", "H∞ error") if bounded else ("bound", "discarded", "H2 error")
+    return Table("Cuts", columns, tuple(rows), note, least)
 
 
 def _cut_row(cut: CutSummary, layer: LayerCut, objective: Objective, *, first: bool) -> tuple[str, ...]:
-    taken = f" (taken back at {cut.taken_back_at})" if cut.taken_back_at is not None else ""
     return (
-        f"{cut.step}{taken}" if first else "",
+        f"{cut.step}{'' if cut.taken_back_at is None else ' *'}" if first else "",
         layer.layer,
         f"{layer.before} → {layer.after}",
         percent(layer.discarded),
@@ -89,8 +94,7 @@ def _cut_row(cut: CutSummary, layer: LayerCut, objective: Objective, *, first: b
         number(layer.hinf),
         number(layer.h2),
         percent(layer.change),
-        objective.show(cut.metric_before) if first else "",
-        objective.show(cut.metric_after) if first else "",
+        f"{objective.show(cut.metric_before)} → {objective.show(cut.metric_after)}" if first else "",
     )
 
 

@@ -12,15 +12,28 @@ from compressm.cli.report.rows import Table
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Draw one table."""
+    """Draw one table, without optional columns that there is no room for."""
+    shown = _fitting(table, console.width)
     drawn = RichTable(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for number in shown:
+        left = number == 0 or table.columns[number] == "layer"
+        drawn.add_column(table.columns[number], justify="left" if left else "right", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*row)
+        drawn.add_row(*(row[number] for number in shown))
     console.print(drawn)
     if table.note:
         console.print(table.note, style="dim")
+
+
+def _fitting(table: Table, width: int) -> list[int]:
+    """The columns to draw in `width` characters."""
+    widest = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
+    shown = list(range(len(table.columns)))
+    for name in table.optional:
+        if sum(widest[number] + 3 for number in shown) <= width:
+            break
+        shown.remove(table.columns.index(name))
+    return shown
 
 
 def markdown_table(table: Table) -> str:

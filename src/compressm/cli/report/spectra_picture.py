@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compressm.cli.report.style import ACCENT, INK, canvas, grid_of, hide_rest
+from compressm.cli.report.style import ACCENT, COLOURS, INK, canvas, grid_of, hide_rest
 
 _DECADES = 8  # what lies further below the largest value is round-off or close to it
 
@@ -23,13 +23,14 @@ class SpectrumLine:
 def draw_spectra(path: Path, layers: Mapping[str, Sequence[SpectrumLine]], title: str) -> None:
     """Values relative to the largest of each line, on a logarithmic scale; a circle where each cut keeps up to."""
     from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
 
     rows, columns = grid_of(len(layers))
     with canvas(path, rows, columns, (max(7.2, 4.6 * columns), 4.0 * rows)) as (figure, axes):
         panels = [panel for row in axes for panel in row]
         for panel, (name, lines) in zip(panels, layers.items(), strict=False):
             for number, line in enumerate(lines):
-                colour = colormaps["viridis"](0.85 * number / max(len(lines) - 1, 1))
+                colour = colormaps["viridis"](0.85 * number / max(len(lines) - 1, 1)) if len(lines) > 1 else COLOURS[0]
                 largest = max(max(line.values, default=0.0), 1e-300)
                 shown = [max(value / largest, 0.0) for value in line.values]
                 curve = [value if value > 10**-_DECADES else float("nan") for value in shown]
@@ -43,6 +44,7 @@ def draw_spectra(path: Path, layers: Mapping[str, Sequence[SpectrumLine]], title
                         panel.annotate(label, point, (6, 5), textcoords="offset points", fontsize=8, color=INK)
             panel.set_yscale("log")
             panel.set_xlim(left=0)
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             panel.set(title=name, xlabel="index i", ylabel=r"$\sigma_i\,/\,\sigma_1$")
             panel.legend(loc="best")
         hide_rest(axes, len(layers))

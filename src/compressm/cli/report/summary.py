@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from compressm.cli.metrics import Record
+from compressm.cli.results import Results
 from compressm.training.history import Cut, RolledBack, Skipped
 from compressm.training.loop import Moment
 
@@ -68,9 +67,9 @@ class RunSummary:
     full_metric: float | None
     end_metric: float | None
     full_seconds: float | None
-    end_seconds: float | None
-    test: float | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    end_seconds: float
+    test: float
+    end_spectra: dict[str, list[float]]
 
     @property
     def total_orders(self) -> tuple[int, int]:
@@ -78,17 +77,14 @@ class RunSummary:
         return sum(s[0][1] for s in self.orders.values()), sum(s[-1][1] for s in self.orders.values())
 
 
-def summarise(records: Sequence[Record], metric: str, test: float | None = None) -> RunSummary:
-    """The summary of the records of one run; `metric` names the metric."""
+def summarise(records: Sequence[Record], metric: str, results: Results) -> RunSummary:
+    """The summary of the records and the results of one run; `metric` names the metric."""
     start: Record = next((r for r in records if r["kind"] == "start"), {"orders": {}, "parameters": 0})
     cuts, orders, parameters = _cuts(records, metric, start)
     trained = [r for r in records if r["kind"] == "train"]
     evaluated = [r for r in records if r["kind"] == "evaluation"]
     real = [cut.step for cut in cuts if cut.order_after < cut.order_before]
-    first, last = (real[0], real[-1]) if real else (None, None)
-    before = [
-        r for r in evaluated if first is not None and r["step"] <= first and r["moment"] != Moment.AFTER_CUT.value
-    ]
+    before = [r for r in evaluated if real and r["step"] <= real[0] and r["moment"] != Moment.AFTER_CUT.value]
     full = before[-1] if before else None
     end = evaluated[-1] if evaluated else None
     return RunSummary(
@@ -103,9 +99,10 @@ def summarise(records: Sequence[Record], metric: str, test: float | None = None)
         full_step=full["step"] if full else 0,
         full_metric=full[metric] if full else None,
         end_metric=end[metric] if end else None,
-        full_seconds=_median_seconds(trained, lambda step: first is None or step <= first),
-        end_seconds=_median_seconds(trained, lambda step: last is None or step > last),
-        test=test,
+        full_seconds=results.full_step,
+        end_seconds=results.end_step,
+        test=results.test[metric],
+        end_spectra=results.spectra,
     )
 
 
@@ -157,8 +154,3 @@ def _layer(layer: Record) -> LayerCut:
 def _metric_at(records: Sequence[Record], step: int, moment: Moment, metric: str) -> float | None:
     found = [r for r in records if r["kind"] == "evaluation" and r["step"] == step and r["moment"] == moment.value]
     return found[0].get(metric) if found else None
-
-
-def _median_seconds(trained: Sequence[Record], inside: Any) -> float | None:
-    seconds = [r["seconds_per_step"] for r in trained if inside(r["step"])]
-    return statistics.median(seconds[1:] or seconds) if seconds else None  # the first entry holds the warm-up

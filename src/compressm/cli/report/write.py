@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,12 +13,12 @@ from compressm.cli.report.pictures import draw_all
 from compressm.cli.report.rows import cuts_table, orders_table, result_table
 from compressm.cli.report.show import markdown_table, print_table
 from compressm.cli.report.summary import RunSummary, summarise
+from compressm.cli.results import Results
 
 
 def report(folder: RunFolder, objective: Objective, terminal: Terminal) -> RunSummary:
     """Show the tables of a finished run and write report.md and the pictures; may be repeated."""
-    results = json.loads((folder.path / "results.json").read_text(encoding="utf-8"))
-    summary = summarise(read_metrics(folder.metrics), objective.metric, results["test"][objective.metric])
+    summary = summarise(read_metrics(folder.metrics), objective.metric, Results.read(folder.path))
     tables = (result_table(summary, objective), orders_table(summary), cuts_table(summary, objective))
     for table in tables:
         print_table(terminal.out, table)
