@@ -16,6 +16,8 @@ from compressm.adapters.update import LayerUpdate as LayerUpdate
 from compressm.adapters.update import Pullback as Pullback
 from compressm.adapters.update import Reset as Reset
 from compressm.adapters.update import Select as Select
+from compressm.checkpoint import load_checkpoint as load_checkpoint
+from compressm.checkpoint import save_checkpoint as save_checkpoint
 from compressm.compress import analyze as analyze
 from compressm.compress import compress_ as compress_
 from compressm.errors import CompressmError as CompressmError
