@@ -27,7 +27,7 @@ class GatedLinear(nn.Linear):
             return functional.glu(super().forward(input), dim=-1)
         batch, length, _ = input.shape
         y: Tensor = _ColumnwiseGate.apply(input.permute(2, 0, 1).flatten(1), self.weight, self.bias)
-        return y.view(-1, batch, length).permute(1, 2, 0)
+        return y.view(self.out_features // 2, batch, length).permute(1, 2, 0)
 
 
 class _ColumnwiseGate(torch.autograd.Function):
@@ -42,7 +42,7 @@ class _ColumnwiseGate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         x, weight, value, gate = ctx.saved_tensors
         both = grad.new_empty(2 * value.shape[0], value.shape[1])
         grad_value, grad_gate = both.chunk(2)

@@ -101,7 +101,7 @@ class _Standardize(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         y, weight, scale, count = ctx.saved_tensors
         total = count.clamp(min=1)
         wide = grad.to(y.dtype)

@@ -110,7 +110,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         nu, theta, b, c, u, starts = ctx.saved_tensors
         length, batch, inputs = u.shape
         grad = grad.transpose(0, 1).contiguous()

@@ -48,7 +48,7 @@ class _CausalConvolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
         spectrum, response = ctx.saved_tensors
         reversed_grad = _to_frequency(grad.flip(-1), ctx.size)
         grad_u = grad_kernel = None

@@ -41,7 +41,8 @@ def impulse_response(
     """K[l] = Re(C diag(lambda^l) B) for l < length, as (H_in, H_out, length) with lambda = exp(-nu + i theta).
 
     With l = q T + r and T about sqrt(length) the powers split, lambda^l = lambda^{qT} lambda^r, and K is a real matrix
-    product of (C lambda^{qT}) with (lambda^r B): no array of the size length * N is ever formed. A `feedthrough` is added to the diagonal of K[0].
+    product of (C lambda^{qT}) with (lambda^r B): no array of the size length * N is ever formed. A `feedthrough` is added
+    to the diagonal of K[0].
 
     Shapes: nu, theta (N,); b_re, b_im (N, H_in); c_re, c_im (H_out, N); feedthrough (H,) with H = H_in = H_out.
     """
@@ -72,7 +73,7 @@ class _ImpulseResponse(torch.autograd.Function):
         length: int,
         feedthrough: Tensor | None,
     ) -> Tensor:
-        (order, inputs), outputs = b_re.shape, c_re.shape[0]
+        inputs, outputs = b_re.shape[1], c_re.shape[0]
         root = math.isqrt(max(length - 1, 0)) + 1
         fine = max(1, min(length, -(-root // _LANES) * _LANES))
         coarse = -(-length // fine)
@@ -93,7 +94,7 @@ class _ImpulseResponse(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         left, right, across, along, strides, steps = ctx.saved_tensors
         (outputs, coarse, order), (inputs, fine, _) = left.shape, right.shape
         grad_feedthrough = grad[..., :1].sum(-1).diagonal() if ctx.needs_input_grad[7] else None
