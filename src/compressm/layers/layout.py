@@ -30,7 +30,7 @@ class SequenceLinear(nn.Linear):
             return super().forward(input)
         batch, length, _ = input.shape
         product = torch.addmm(self.bias[:, None], self.weight, input.permute(2, 0, 1).flatten(1))
-        return product.view(-1, batch, length).permute(1, 2, 0)
+        return product.view(self.out_features, batch, length).permute(1, 2, 0)
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -39,7 +39,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     Four elements share one 64-bit random number; drawing one number an element, as torch's own dropout does on the
     CPU, takes longer than the rest of a narrow block.
     """
-    dropped = round(p * 65536)
+    dropped = min(round(p * 65536), 65535)
     if not training or dropped == 0:
         return x
     if is_channel_first(x):

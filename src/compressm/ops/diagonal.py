@@ -28,9 +28,10 @@ def diagonal_lti(
     """y_k = Re(C x_k) + D u_k with x_k = diag(exp(-nu + i theta)) x_{k-1} + B u_k, from x_{-1} = 0.
 
     Shapes: nu, theta (N,); b_re, b_im (N, H_in); c_re, c_im (H_out, N); u (batch, L, H_in), any of them empty;
-    `feedthrough` (H_in,) is the diagonal of D where H_out = H_in, None for zero. Returns (batch, L, H_out)
-    in the dtype of `u`; the arithmetic is in float64 for a float64 input and in float32 otherwise, under autocast too. `nu` (>= 0, infinite for a pole at zero) and `theta` may be given in float64 beside
-    a float32 input: powers of the poles are then as accurate as these. `form` None lets `choose_form` decide.
+    `feedthrough` (H_in,) is the diagonal of D where H_out = H_in, None for zero. Returns (batch, L, H_out) in the dtype
+    of `u`; the arithmetic is in float64 for a float64 input and in float32 otherwise, under autocast too. `nu` (>= 0,
+    infinite for a pole at zero) and `theta` may be given in float64 beside a float32 input: powers of the poles are
+    then as accurate as these. `form` None lets `choose_form` decide.
 
     Raises InvalidSystemError where shapes do not fit together.
     """

@@ -23,7 +23,7 @@ def diagonal_reference(
     for k in range(u.shape[1]):
         x = pole * x + drive[:, k]
         outputs.append((x @ c.mT).real)
-    return torch.stack(outputs, dim=1) if outputs else u.new_zeros(u.shape[0], 0, c_re.shape[0])
+    return torch.stack(outputs, dim=1) if outputs else u.sum() + u.new_zeros(u.shape[0], 0, c_re.shape[0])
 
 
 def dense_reference(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> Tensor:
@@ -37,4 +37,4 @@ def dense_reference(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> Tensor:
     for k in range(u.shape[1]):
         x = x @ a.mT + drive[:, k]
         outputs.append(x @ c.mT)
-    return torch.stack(outputs, dim=1) if outputs else u.new_zeros(u.shape[0], 0, c.shape[0])
+    return torch.stack(outputs, dim=1) if outputs else u.sum() + u.new_zeros(u.shape[0], 0, c.shape[0])

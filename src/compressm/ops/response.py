@@ -41,8 +41,8 @@ def impulse_response(
     """K[l] = Re(C diag(lambda^l) B) for l < length, as (H_in, H_out, length) with lambda = exp(-nu + i theta).
 
     With l = q T + r and T about sqrt(length) the powers split, lambda^l = lambda^{qT} lambda^r, and K is a real matrix
-    product of (C lambda^{qT}) with (lambda^r B): no array of the size length * N is ever formed. A `feedthrough` is added
-    to the diagonal of K[0].
+    product of (C lambda^{qT}) with (lambda^r B): no array of the size length * N is ever formed. A `feedthrough` is
+    added to the diagonal of K[0].
 
     Shapes: nu, theta (N,); b_re, b_im (N, H_in); c_re, c_im (H_out, N); feedthrough (H,) with H = H_in = H_out.
     """
