@@ -144,9 +144,8 @@ class _Checker:
             self.apply(layer, update, 7, "identity")
             after = dict(layer.named_parameters())
             for name, (parameter, dtype, device) in before.items():
-                now = after.get(name)
-                kept = now is parameter and (now.dtype, now.device, now.requires_grad) == (dtype, device, trained)
-                if not kept or getattr(now, "mark", None) != "kept":
+                same = (parameter.dtype, parameter.device, parameter.requires_grad) == (dtype, device, trained)
+                if after.get(name) is not parameter or not same or getattr(parameter, "mark", None) != "kept":
                     raise _broken(
                         7, "identity",
                         f"'{name}' is another object, or lost its dtype, device, requires_grad or attributes",
