@@ -18,7 +18,7 @@ class BalancingMethod(Enum):
     """How the projection is computed; both give the same input-output map."""
 
     SQUARE_ROOT = "square-root"  # balanced coordinates: both reduced Gramians equal diag(sigma)
-    BALANCING_FREE = "balancing-free"  # orthonormal bases: better conditioned where sigma_r is tiny against sigma_1
+    BALANCING_FREE = "balancing-free"  # orthonormal bases: better conditioned where states are badly scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +44,18 @@ class Projection:
         )
 
 
-def numerical_rank(values: Tensor) -> int:
-    """The number of Hankel singular values above n * eps * sigma_1, the most that a projection can keep."""
+def numerical_rank(values: Tensor, method: BalancingMethod = BalancingMethod.SQUARE_ROOT) -> int:
+    """The most states that a projection can keep (the least over a batch).
+
+    Square-root: the number of Hankel singular values above n * eps * sigma_1. Balancing-free: those above
+    sqrt(eps) * sigma_1, for an orthonormal basis mixes strong states with weak ones, and round-off of the order of
+    eps * sigma_1 / sigma_r in every state is then the error.
+    """
     if values.numel() == 0:
         return 0
-    return int(
-        (values > values.shape[-1] * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)).sum(-1).min()
-    )
+    eps = torch.finfo(values.dtype).eps
+    floor = values.shape[-1] * eps if method is BalancingMethod.SQUARE_ROOT else eps**0.5
+    return int((values > floor * values.amax(-1, keepdim=True)).sum(-1).min())
 
 
 def balancing_projection(

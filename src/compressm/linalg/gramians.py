@@ -51,14 +51,18 @@ def gramian_factors(system: StateSpace, frame: Frame = Frame.REAL, horizon: int 
 
 def controllability_gramian(system: StateSpace, frame: Frame = Frame.REAL, horizon: int | None = None) -> Tensor:
     """P, the controllability Gramian (see `gramian_factors`)."""
-    factor = gramian_factors(system, frame, horizon).controllability
-    return factor @ factor.mH
+    return _product(gramian_factors(system, frame, horizon).controllability)
 
 
 def observability_gramian(system: StateSpace, frame: Frame = Frame.REAL, horizon: int | None = None) -> Tensor:
     """Q, the observability Gramian (see `gramian_factors`)."""
-    factor = gramian_factors(system, frame, horizon).observability
-    return factor @ factor.mH
+    return _product(gramian_factors(system, frame, horizon).observability)
+
+
+def _product(factor: Tensor) -> Tensor:
+    """L L*, Hermitian to the last bit."""
+    gramian = factor @ factor.mH
+    return (gramian + gramian.mH) / 2
 
 
 def dual(system: StateSpace) -> StateSpace:

@@ -121,7 +121,7 @@ def reduce_dense(
         if refusal is not None:
             return refusal
         small, w, v = projected.system, projected.projection.w.mT, projected.projection.v
-        return _dense_reduction(small, w, v, states, choice, weighting, notes)
+        return _dense_reduction(small, w, v, small.order, choice, weighting, notes)
     if rank == 0:
         empty = torch.zeros(0, system.order, dtype=torch.float64)
         a, b, c = empty.new_zeros(0, 0), empty.new_zeros(0, system.inputs), empty.new_zeros(system.outputs, 0)

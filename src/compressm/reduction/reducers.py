@@ -45,7 +45,7 @@ class Reducer(ABC):
 
     @abstractmethod
     def reduce(self, dense: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
-        """The reduced system with `states` states; at most `numerical_rank` of them can be kept."""
+        """The reduced system with `states` states, or as many as `numerical_rank` says can be kept."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class BalancedTruncation(Reducer):
 
     def reduce(self, dense: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
         """The truncated balanced system."""
-        kept = _kept_states(self.keep, self.seed, numerical_rank(spectrum.values), states)
+        kept = _kept_states(self.keep, self.seed, numerical_rank(spectrum.values, self.method), states)
         projection = balancing_projection(factors, spectrum, kept, self.method)
         return Projected(projection.apply(dense), projection)
 
