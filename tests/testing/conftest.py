@@ -57,7 +57,9 @@ class ModalAdapter(StateSpaceAdapter):
     def write(self, layer: nn.Module, reduction: Reduction) -> LayerUpdate:
         s = reduction.system
         values = {"a": s.a, "b": s.b, "c": s.c / layer.gain}
-        tensors = {f"{x}_{part}": getattr(values[x], p).clone() for x in "abc" for part, p in (("re", "real"), ("im", "imag"))}
+        tensors = {
+            f"{x}_{part}": getattr(values[x], p).clone() for x in "abc" for part, p in (("re", "real"), ("im", "imag"))
+        }
         return LayerUpdate(s.order, tensors, maps=(Reset(_PARTS),))
 
 

@@ -120,7 +120,7 @@ class Calibration:
     def _hook(self, ref: LayerRef) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], result: object) -> None:
             u, mask = ref.adapter.inputs(module, args, kwargs)
-            y = ref.adapter.output(module, result)
+            u, y = u.detach(), ref.adapter.output(module, result)  # without a graph: checkpointing counts what is saved
             if u.ndim != 3 or y.ndim != 3:
                 _logger.warning("%s: a pass with an input of shape %s was not captured", ref.name, tuple(u.shape))
                 return
@@ -136,7 +136,7 @@ class Calibration:
         waiting: list[tuple[Tensor, Tensor | None]] = []
         room = self._room(self._captures.get(name, Capture()).inputs, u)
         if room > 0:
-            waiting.append((u[:room].detach().clone(), mask))
+            waiting.append((u[:room].clone(), mask))
         scale = self._grad_scale
 
         def hook(gradient: Tensor) -> None:
@@ -161,7 +161,7 @@ class Calibration:
     def _keep(self, kept: list[tuple[Tensor, Tensor | None]], values: Tensor, mask: Tensor | None) -> None:
         room = self._room(kept, values)
         if room > 0 and bool(torch.isfinite(values[:room]).all()):
-            kept.append((values[:room].detach().clone(), None if mask is None else mask[:room].detach().clone()))
+            kept.append((values[:room].clone(), None if mask is None else mask[:room].detach().clone()))
 
 
 def _positions(kept: Iterable[tuple[Tensor, Tensor | None]]) -> int:
