@@ -1,0 +1,216 @@
+"""Gramians from data against sums written out in double precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressm.adapters import moments as moments_module
+from compressm.adapters.calibration import Calibration, Capture
+from compressm.adapters.dense import DenseAdapter
+from compressm.adapters.lru import LRUAdapter
+from compressm.adapters.moments import controllability_moments, observability_moments, output_change
+from compressm.layers.bidirectional import Bidirectional
+from compressm.layers.dense import DenseSSM
+from compressm.layers.lru import LRU
+from compressm.linalg.forms import Frame
+from compressm.linalg.gramians import controllability_gramian, observability_gramian
+from compressm.linalg.statespace import StateSpace
+
+KINDS = [LRU, DenseSSM]
+
+
+def make(kind: type[LRU | DenseSSM], width: int = 3, order: int = 5, seed: int = 0) -> LRU | DenseSSM:
+    return kind(width, order, generator=torch.Generator().manual_seed(seed))
+
+
+def system_of(layer: nn.Module) -> StateSpace:
+    return (LRUAdapter() if isinstance(layer, LRU) else DenseAdapter()).read(layer)
+
+
+def inputs(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).cumsum(1) / 3
+
+
+def states(system: StateSpace, u: Tensor, mask: Tensor | None = None, reverse: bool = False) -> Tensor:
+    """x_k = A x_{k-1} + B u_k, or p_k = A* p_{k+1} + C* g_k in `reverse`, at the positions of the mask."""
+    a = torch.diag(system.a) if system.is_diagonal else system.a
+    a, b = (a.mH, system.c.mH) if reverse else (a, system.b)
+    mask = torch.ones(u.shape[:2]) if mask is None else mask
+    kept = []
+    for case, valid in zip(u.double() * mask.double()[..., None], mask.bool(), strict=True):
+        x = torch.zeros(system.order, dtype=b.dtype)
+        for k in reversed(range(len(case))) if reverse else range(len(case)):
+            x = a @ x + b @ case[k].to(b.dtype)
+            if valid[k]:
+                kept.append(x)
+    return torch.stack(kept)
+
+
+def mean_outer(x: Tensor) -> tuple[Tensor, Tensor]:
+    """E[x x*] and E[x x^T]."""
+    return x.mT @ x.conj() / len(x), x.mT @ x / len(x)
+
+
+def from_real_frame(moments: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    """E[x x*] and E[x x^T] from E[xi xi^T] with xi = [Re x; Im x]."""
+    rr, ri, ir, ii = moments[:order, :order], moments[:order, order:], moments[order:, :order], moments[order:, order:]
+    return torch.complex(rr + ii, ir - ri), torch.complex(rr - ii, ir + ri)
+
+
+def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> bool:
+    return float((found - wanted).abs().max()) <= tolerance * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_inputs_give_the_second_moments_of_the_states(kind: type[LRU | DenseSSM], ragged: bool) -> None:
+    layer = make(kind)
+    system, capture, n = system_of(layer), Capture(), 5
+    for seed, length in enumerate((40, 7)):
+        mask = torch.arange(length)[None] < torch.tensor([[length], [3], [5]]) if ragged else None
+        capture.inputs.append((inputs(3, length, 3, seed=seed), mask))
+    x = torch.cat([states(system, *pair) for pair in capture.inputs])
+    plain, mirrored = mean_outer(x)
+    assert not ragged or len(x) == 40 + 7 + 2 * (3 + 5)
+    assert close(controllability_moments(system, capture, Frame.COMPLEX), plain)
+    in_real = controllability_moments(system, capture, Frame.REAL)
+    if kind is LRU:
+        found = from_real_frame(in_real, n)
+        assert close(found[0], plain) and close(found[1], mirrored)
+        assert float(mirrored.abs().max()) > 0.01 * float(plain.abs().max())  # the second kind of moment matters
+    else:
+        assert close(in_real, plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_give_the_second_moments_of_the_costates(kind: type[LRU | DenseSSM]) -> None:
+    layer = make(kind)
+    system, capture = system_of(layer), Capture()
+    mask = torch.arange(20)[None] >= torch.tensor([[0], [13], [7]])
+    capture.gradients += [(inputs(3, 20, 3, seed=1), mask), (inputs(2, 9, 3, seed=2), None)]
+    plain, mirrored = mean_outer(torch.cat([states(system, *pair, reverse=True) for pair in capture.gradients]))
+    assert close(observability_moments(system, capture, Frame.COMPLEX), plain)
+    if kind is LRU:
+        found = from_real_frame(observability_moments(system, capture, Frame.REAL), 5)
+        # In [Re x; Im x] the output row is [Re c, -Im c]: the costate there is [Re p; Im p] with p from C*.
+        assert close(found[0], plain) and close(found[1], mirrored)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_costates_are_the_losss_gradients_at_the_states(kind: type[LRU | DenseSSM]) -> None:
+    layer, u = make(kind), inputs(4, 15, 3)
+    with Calibration(nn.ModuleDict({"ssm": layer})) as calibration:
+        layer(u).tanh().square().sum().backward()
+    system = system_of(layer)
+    a = torch.diag(system.a) if system.is_diagonal else system.a
+    shaken = torch.zeros(15, 4, 5, dtype=a.dtype, requires_grad=True)
+    x, loss = torch.zeros(4, 5, dtype=a.dtype), torch.zeros((), dtype=torch.float64)
+    for k in range(15):
+        x = x @ a.mT + u[:, k].to(a.dtype) @ system.b.mT + shaken[k]
+        y = x @ system.c.mT
+        y = (y.real if y.is_complex() else y) + u[:, k].double() @ system.d.mT
+        loss = loss + y.tanh().square().sum()
+    (p,) = torch.autograd.grad(loss, shaken)
+    found = observability_moments(system, calibration.capture("ssm"), Frame.COMPLEX)
+    assert close(found, mean_outer(p.flatten(0, 1))[0], 1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quadratic_loss_gives_the_weighted_gramian(kind: type[LRU | DenseSSM]) -> None:
+    # 1/2 |W (y - t)|^2 with residuals that run through a basis: the gradients are the columns of M = W^T W, and the
+    # mean of p p* over cases and time is that of the Gramians of (M C, A) over the steps that are left.
+    layer, length = make(kind), 12
+    w = torch.randn(3, 3, generator=torch.Generator().manual_seed(5))
+    u = inputs(length * 3, length, 3)
+    with torch.no_grad():
+        target = layer(u) - torch.eye(length * 3).view(length * 3, length, 3)
+    with Calibration(nn.ModuleDict({"ssm": layer})) as calibration:
+        (((layer(u) - target) @ w.mT).square().sum() / 2).backward()
+    system = system_of(layer)
+    weighted = StateSpace(system.a, system.b, (w.mT @ w).to(system.c.dtype) @ system.c)
+    wanted = sum(observability_gramian(weighted, Frame.REAL, horizon) for horizon in range(1, length + 1))
+    found = observability_moments(system, calibration.capture("ssm"), Frame.REAL)
+    assert close(found, wanted / (length * length * 3), 1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_impulses_give_the_gramian(kind: type[LRU | DenseSSM]) -> None:
+    system, length = system_of(make(kind)), 12
+    capture = Capture([(torch.eye(length * 3).view(length * 3, length, 3), None)])
+    wanted = sum(controllability_gramian(system, Frame.REAL, horizon) for horizon in range(1, length + 1))
+    assert close(controllability_moments(system, capture, Frame.REAL), wanted / (length * length * 3))
+
+
+def test_two_uses_in_one_pass_are_pooled() -> None:
+    layer, u = make(LRU), inputs(2, 10, 3)
+    with Calibration(nn.ModuleDict({"ssm": layer})) as calibration:
+        middle = layer(u).tanh()
+        layer(middle).sum().backward()
+    system = system_of(layer)
+    wanted, _ = mean_outer(torch.cat([states(system, u), states(system, middle.detach())]))
+    assert close(controllability_moments(system, calibration.capture("ssm"), Frame.COMPLEX), wanted)
+
+
+def test_both_directions_of_a_bidirectional_layer_leave_padding_out() -> None:
+    layer, u = Bidirectional(make(LRU), make(LRU, seed=1)), inputs(2, 10, 3)
+    mask = torch.arange(10)[None] < torch.tensor([[10], [4]])
+    with Calibration(layer) as calibration:
+        (layer(u, mask) * mask[..., None]).square().sum().backward()
+    for name, flip in (("ahead", False), ("behind", True)):
+        capture, system = calibration.capture(name), system_of(layer.get_submodule(name))
+        at = mask.flip(1) if flip else mask
+        x = states(system, u.flip(1) if flip else u, at)
+        assert len(x) == 14
+        assert close(controllability_moments(system, capture, Frame.COMPLEX), mean_outer(x)[0])
+        p = states(system, capture.gradients[0][0], at, reverse=True)
+        assert close(observability_moments(system, capture, Frame.COMPLEX), mean_outer(p)[0])
+
+
+def test_what_is_padded_does_not_matter() -> None:
+    system, u = system_of(make(LRU)), inputs(2, 10, 3)
+    mask = torch.arange(10)[None] < torch.tensor([[10], [4]])
+    wild = torch.where(mask[..., None], u, torch.full((), 1e4))
+    for f in (controllability_moments, output_change_to_half):
+        assert torch.equal(
+            torch.as_tensor(f(system, Capture([(u, mask)]), Frame.REAL)),
+            torch.as_tensor(f(system, Capture([(wild, mask)]), Frame.REAL)),
+        )
+
+
+def output_change_to_half(system: StateSpace, capture: Capture, frame: Frame) -> float:
+    half = StateSpace(system.a[:2], system.b[:2], system.c[:, :2], system.d)
+    change = output_change(system, half, capture)
+    assert change is not None and change > 0
+    return change
+
+
+def test_many_positions_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, u = system_of(make(LRU)), inputs(4, 100, 3)
+    monkeypatch.setattr(moments_module, "_MAX_SAMPLES", 140)  # 400 positions: every third step
+    x = states(system, u).view(4, 100, 5)[:, ::3].flatten(0, 1)
+    assert close(controllability_moments(system, Capture([(u, None)]), Frame.COMPLEX), mean_outer(x)[0])
+
+
+def test_without_passes_there_are_no_moments() -> None:
+    system = system_of(make(LRU))
+    assert controllability_moments(system, Capture(), Frame.REAL) is None
+    assert observability_moments(system, Capture(), Frame.REAL) is None
+    assert output_change(system, system, Capture()) is None
+    nothing = Capture([(inputs(2, 5, 3), torch.zeros(2, 5).bool())], [(torch.zeros(2, 5, 3), None)])
+    assert controllability_moments(system, nothing, Frame.REAL) is None
+    assert observability_moments(system, nothing, Frame.REAL) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_passes_in_other_dtypes(dtype: torch.dtype) -> None:
+    layer, u = make(LRU).to(dtype), inputs(2, 10, 3).to(dtype)
+    with Calibration(nn.ModuleDict({"ssm": layer})) as calibration:
+        layer(u).sum().backward()
+    capture, system = calibration.capture("ssm"), system_of(layer)
+    assert close(controllability_moments(system, capture, Frame.COMPLEX), mean_outer(states(system, u))[0])
+    gradient = torch.ones(2, 10, 3)
+    assert close(
+        observability_moments(system, capture, Frame.COMPLEX), mean_outer(states(system, gradient, reverse=True))[0]
+    )
