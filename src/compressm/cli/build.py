@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -29,7 +31,9 @@ def model_config(config: RunConfig, dataset: Dataset) -> ModelConfig:
 
 
 def build_model(config: ModelConfig, seed: int) -> SequenceModel:
-    """The model at the start of a run."""
+    """The model at the start of a run; every global random state is seeded, so that a run is the same again."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     return SequenceModel(config)
 

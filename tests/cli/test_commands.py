@@ -1,0 +1,142 @@
+"""analyze, compress, eval; and errors told in one message."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compressm.checkpoint import read_structure
+from compressm.cli.stored import open_stored
+from conftest import TINY, Command
+
+
+def test_analyze_shows_spectra_and_what_each_tolerance_gives(command: Command, finished: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    result = command("analyze", finished, "--picture", picture, "--tolerances", "0.5,0.01,0")
+    assert result.code == 0
+    assert "data / loss" in result.out
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    row = next(
+        line.split() for line in result.out.splitlines() if line.strip().startswith("blocks.0.ssm") and "/" not in line
+    )
+    now, half, little, nothing = map(int, row[1:])
+    assert half < little <= nothing <= now
+    parameters = next(line.split() for line in result.out.splitlines() if line.strip().startswith("parameters"))
+    assert int(parameters[1]) - int(parameters[2]) == (now - half) * (3 + 4 * 8)  # nu, theta, gamma, and B, C twice
+
+
+def test_analyze_without_data(command: Command, finished: Path, tmp_path: Path) -> None:
+    result = command("analyze", finished, "--white", "--picture", tmp_path / "a.png", "--preset", "paper")
+    assert result.code == 0
+    assert "white / white" in result.out
+
+
+def test_compress_writes_a_smaller_checkpoint_that_eval_reads(command: Command, finished: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small"
+    result = command("compress", finished, "--order", 3, "--out", target)
+    assert result.code == 0
+    assert f"→ {open_stored(target).model.blocks[0].ssm.order}" in result.out
+    assert open_stored(target).model.blocks[0].ssm.order <= 3
+    assert (
+        read_structure(target).extra["compression"]["layers"][0]["order_before"]
+        == open_stored(finished).model.blocks[0].ssm.order
+    )
+    shown = next(line for line in result.out.splitlines() if "test accuracy" in line).split()
+    evaluated = command("eval", target)
+    assert evaluated.code == 0
+    assert f"{shown[4]} %" in evaluated.out  # test accuracy A % B %
+    again = command("compress", finished, "--order", 3, "--out", target)
+    assert again.code == 2
+    assert "exists; choose another --out" in again.err
+
+
+def test_compress_by_default_writes_beside_the_run(command: Command, finished: Path) -> None:
+    result = command("compress", finished, "--discard", "0.2")
+    target = finished / "compressed" / "step-00000024-discard-0.2"
+    assert result.code == 0
+    assert str(target) in result.out
+    shutil.rmtree(finished / "compressed")
+    assert command("compress", finished).code == 2
+    assert command("compress", finished, "--order", 2, "--discard", 0.1).code == 2
+
+
+def test_eval_agrees_with_what_the_run_measured(command: Command, finished: Path) -> None:
+    wanted = json.loads((finished / "results.json").read_text())["test"]["accuracy"]
+    result = command("eval", finished)
+    assert f"{100 * wanted:.1f} %" in result.out
+    assert "cases" in result.out
+    assert command("eval", finished, "--split", "validation").code == 0
+
+
+def test_a_model_is_not_evaluated_on_data_that_do_not_fit(command: Command, finished: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", X=np.zeros((20, 9, 2)), y=np.arange(20) % 2)
+    result = command("eval", finished, "--data", tmp_path / "other.npz")
+    assert result.code == 2
+    assert "2 channels and 2 outputs, but the model was made for 1 and 10" in result.err
+    assert command("analyze", finished, "--data", tmp_path / "other.npz").code == 2
+
+
+def test_a_damaged_checkpoint_is_one_clear_message(command: Command, finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished / "checkpoints" / "step-00000024", copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    result = command("eval", copy)
+    assert result.code == 2
+    assert "model.safetensors" in result.err
+    assert "Traceback" not in result.err
+    result = command("eval", tmp_path)
+    assert result.code == 2
+    assert "neither a checkpoint" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "digitz"], "Did you mean 'digits'"),
+        (["train", "--ordr", "3"], "--order"),
+        (["train", "--steps", "many"], "many"),
+        (["train", "--set", "training.stpes=3"], "Did you mean 'training.steps'"),
+        (["train", "--preset", "papre"], "Did you mean 'paper'"),
+        (["train", "--window", "1"], "wanted 2 values"),
+        (["train", "--orders", "8,x"], "compression.orders is 'x'"),
+        (["train", "--discard", "0.1", "--drop", "0.1"], "contradict"),
+        (["train", "--data", "missing.npz"], "missing.npz does not exist"),
+        (["train", "--config", "missing.yaml"], "missing.yaml cannot be read"),
+        (["train", "--resume", "missing"], "missing is not a run folder"),
+        (["train", "--resume", "missing", "--lr", "1"], "--resume goes on with the settings of the run"),
+        (["train", "--steps", "5"], "too short"),
+        (["trian"], "trian"),
+        (["analyze", "missing"], "neither a checkpoint"),
+        (["analyze", "x", "--tolerances", "a"], "--tolerances is 'a'"),
+        (["compress", "missing", "--discard", "0.1"], "neither a checkpoint"),
+    ],
+)
+def test_errors_end_with_2_and_one_message(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = command(*arguments)
+    assert result.code == 2
+    assert message in " ".join(result.err.split())
+    assert "Traceback" not in result.err
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_a_run_folder_in_use_is_refused(command: Command, finished: Path) -> None:
+    result = command("train", "--run", finished, *TINY)
+    assert result.code == 2
+    assert f"--resume {finished}" in " ".join(result.err.split())
+
+
+def test_help_names_the_commands_and_the_module_runs() -> None:
+    done = subprocess.run([sys.executable, "-m", "compressm", "--help"], capture_output=True, text=True, check=True)
+    for name in ("train", "analyze", "compress", "eval"):
+        assert name in done.stdout
+    done = subprocess.run([sys.executable, "-m", "compressm", "eval", "nowhere"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: nowhere is neither")

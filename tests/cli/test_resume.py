@@ -1,0 +1,124 @@
+"""A run that was stopped, in whatever way and wherever, ends as the uninterrupted one, bit for bit."""
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from compressm.checkpoint import read_structure
+from compressm.cli import recorder
+from compressm.cli.folder import RunFolder
+from compressm.cli.metrics import read_metrics, without_clock
+from conftest import TINY, Command
+
+POINTS = 3
+
+
+@pytest.fixture(scope="module")
+def reference(kill_resume, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from compressm.cli.app import run
+
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    assert run([*kill_resume.ARGUMENTS, "--run", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("point", range(POINTS))
+def test_killed_at_a_random_moment(kill_resume, command: Command, reference: Path, tmp_path: Path, point: int) -> None:
+    generator = random.Random(point)
+    third = kill_resume.STEPS // POINTS
+    step = generator.randint(point * third, (point + 1) * third - 8)
+    folder = tmp_path / "run"
+    kill_resume.kill_at(folder, step, generator.uniform(0, 0.1), *kill_resume.ARGUMENTS, "--run", str(folder))
+    assert not (folder / "results.json").exists(), "the run was over before it could be killed"
+    assert command("train", "--quiet", "--resume", folder).code == 0
+    assert kill_resume.compare(folder, reference) == (True, True)
+
+
+def test_the_reference_has_cuts_and_judged_probes(reference: Path) -> None:
+    cuts = [r for r in read_metrics(reference / "metrics.jsonl") if r["kind"] == "cut"]
+    assert [r["report"]["layers"][0]["order_after"] for r in cuts] == [16, 10, 6]
+
+
+@pytest.mark.parametrize("step", [5, 11, 12, 17])  # captures under way, right at a cut, between
+def test_interrupted_by_ctrl_c(
+    command: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    folder = tmp_path / "run"
+    stepped = recorder.Recorder.stepped
+
+    def interrupt(self: recorder.Recorder, now: int, loss: float) -> None:
+        stepped(self, now, loss)
+        if now == step:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder.Recorder, "stepped", interrupt)
+        result = command("train", "--run", folder, *TINY)
+    assert result.code == 130
+    assert f"--resume {folder}" in " ".join(result.err.split())
+    assert RunFolder(folder).checkpoints()[-1].name == f"step-{step:08d}"
+    result = command("train", "--resume", folder)
+    assert result.code == 0
+    assert f"Resuming at step {step} of 24" in result.err
+    _same_end(folder, finished)
+
+
+def test_a_second_ctrl_c_interrupts_at_once_and_leaves_a_resumable_run(
+    command: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+
+    def interrupt(self: recorder.Recorder, now: int, loss: float) -> None:
+        if now == 15:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder.Recorder, "stepped", interrupt)
+        assert command("train", "--run", folder, *TINY).code == 130
+    assert RunFolder(folder).checkpoints()[-1].name == "step-00000010"
+    assert command("train", "-q", "--resume", folder).code == 0
+    _same_end(folder, finished)
+
+
+def test_a_finished_run_is_only_reported_again(command: Command, finished: Path) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    result = command("train", "--resume", finished)
+    assert result.code == 0
+    assert "uncompressed (step 6)" in result.out
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_has_no_checkpoint_yet_begins_again(command: Command, finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.yaml", "run.json"):
+        shutil.copy(finished / name, folder)
+    (folder / "metrics.jsonl").write_text('{"kind": "sta')
+    assert command("train", "-q", "--resume", folder).code == 0
+    _same_end(folder, finished)
+
+
+def test_other_data_are_noticed(command: Command, finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("split_seed: 0", "split_seed: 1"))
+    result = command("train", "--resume", folder)
+    assert result.code == 2
+    assert "not those that" in result.err
+
+
+def _same_end(folder: Path, reference: Path) -> None:
+    ends = [run / "checkpoints" / "step-00000024" for run in (folder, reference)]
+    for name in ("model.safetensors", "training.safetensors"):
+        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes()
+    assert read_structure(ends[0]).orders == read_structure(ends[1]).orders
+    metrics = [without_clock(read_metrics(run / "metrics.jsonl")) for run in (folder, reference)]
+    assert metrics[0] == metrics[1]
