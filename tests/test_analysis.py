@@ -204,7 +204,7 @@ def test_weights_that_are_not_finite(kind: type[LRU | DenseSSM], name: str, valu
     if name == "nu_log" and value > 0:  # a pole at 0, which is a sound system
         decide(layer, controllability=WHITE, observability=WHITE)
         return
-    with pytest.raises(InvalidSystemError, match=r"^blocks\.0\.ssm: .*NaN or infinite"):
+    with pytest.raises(InvalidSystemError, match=r"^blocks\.0\.ssm: .*NaN"):
         decide(layer)
 
 
@@ -260,7 +260,7 @@ def test_verification_ignores_autocast_hooks_and_gradients() -> None:
 
 def test_singular_perturbation_wants_a_full_d() -> None:
     with pytest.raises(
-        UnsupportedReductionError, match=r"blocks\.0\.ssm: SingularPerturbation changes D to a full p x m"
+        UnsupportedReductionError, match=r"blocks\.0\.ssm: SingularPerturbation changes D to a full p x"
     ):
         decide(make(), reducer=SingularPerturbation())
     assert decide(make(DenseSSM), reducer=SingularPerturbation()).reduction.order == 2
@@ -278,9 +278,7 @@ def test_a_layer_that_admits_a_choice_only() -> None:
         form = Form.SELECTION
 
     chosen = LayerRef("blocks.0.ssm", make(), Chosen())
-    with pytest.raises(
-        UnsupportedReductionError, match=r"LRU stores a choice of its present states only; use reducer="
-    ):
+    with pytest.raises(UnsupportedReductionError, match=r"LRU stores a choice of its present states only; use red"):
         LayerAnalysis(chosen, CompressionSettings(), None, None).decide(reduce=True)
     settings = CompressionSettings(FixedOrder(2), reducer=ModalTruncation())
     assert LayerAnalysis(chosen, settings, None, None).decide(reduce=True).reduction.order == 2
