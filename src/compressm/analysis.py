@@ -19,7 +19,7 @@ from compressm.linalg.gramians import GramianFactors, controllability_factor, du
 from compressm.linalg.hankel import hankel_spectrum
 from compressm.linalg.norms import error_bound
 from compressm.linalg.statespace import StateSpace
-from compressm.reduction.criteria import OrderChoice, Spectrum, significant_values
+from compressm.reduction.criteria import Budget, OrderChoice, Spectrum, significant_values
 from compressm.reduction.reduce import (
     Refusal,
     Weighting,
@@ -48,9 +48,9 @@ class LayerAnalysis:
     """One layer of a model under given settings. Reads, computes, changes nothing."""
 
     def __init__(
-        self, ref: LayerRef, settings: CompressionSettings, capture: Capture | None, initial: Tensor | None
+        self, ref: LayerRef, settings: CompressionSettings, capture: Capture | None, budget: Budget | None
     ) -> None:
-        self.ref, self.settings, self.initial = ref, settings, initial
+        self.ref, self.settings, self.budget = ref, settings, budget
         self.capture = capture if capture is not None else Capture()
         self.system = read_system(ref)
         self.frame = settings.balancing.frame if self.system.is_complex else Frame.REAL
@@ -98,7 +98,7 @@ class LayerAnalysis:
         return replace(first, fallbacks=(*fallbacks, "not cut"))
 
     def _spectrum(self, values: Tensor) -> Spectrum:
-        return Spectrum(values, self.system.order, self.per_slot, self.initial)
+        return Spectrum(values, self.system.order, self.per_slot, self.budget)
 
     def _reduce(self, weighting: Weighting, choice: OrderChoice) -> Reduction | Refusal:
         reducer = self.settings.reducer

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from compressm.adapters.calibration import Calibration
@@ -18,6 +18,7 @@ from compressm.analysis import Decision, LayerAnalysis, read_system, significant
 from compressm.errors import SurgeryError, TiedParametersError, UnstableSystemError
 from compressm.linalg.norms import difference, h2_norm, hinf_estimate, hinf_norm
 from compressm.linalg.statespace import StateSpace
+from compressm.reduction.criteria import Budget
 from compressm.reduction.report import CompressionReport, LayerPlan, LayerReport, ReductionPlan
 from compressm.reduction.result import GramianSource
 from compressm.settings import CompressionSettings
@@ -41,13 +42,13 @@ def analyze(
     *,
     calibration: Calibration | None = None,
     adapters: Adapters | None = None,
-    first_spectra: Mapping[str, Tensor] | None = None,
+    budgets: Mapping[str, Budget] | None = None,
 ) -> ReductionPlan:
     """The Hankel singular values of every state space layer and the orders the settings' criterion wants.
 
     Nothing is changed. With a `calibration` that has seen passes, the Gramians are those of the layers' own inputs and
-    of the loss (see `CompressionSettings`); without one they are the classical ones. `first_spectra` are the values
-    of the uncompressed layers by name, for a criterion that refers to them.
+    of the loss (see `CompressionSettings`); without one they are the classical ones. `budgets` are what the
+    layers may discard over a run, by name, for a criterion that refers to the uncompressed layers.
 
     Raises AdapterError where an adapter misreads its layer, InvalidSystemError for NaN or infinite weights and
     UnstableSystemError for an unstable layer, naming the layer.
@@ -56,7 +57,7 @@ def analyze(
     refs = _refs(model, adapters)
     layers = []
     for ref in refs:
-        analysis = _analysis(ref, settings, calibration, first_spectra)
+        analysis = _analysis(ref, settings, calibration, budgets)
         layers.append(_plan_of(analysis, analysis.decide(reduce=False)))
     return ReductionPlan(tuple(layers), _unsupported(model, refs))
 
@@ -68,7 +69,7 @@ def compress_(
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     calibration: Calibration | None = None,
     adapters: Adapters | None = None,
-    first_spectra: Mapping[str, Tensor] | None = None,
+    budgets: Mapping[str, Budget] | None = None,
 ) -> CompressionReport:
     """Cut every state space layer of a model in place to the order the settings' criterion wants.
 
@@ -88,7 +89,7 @@ def compress_(
     cuts = []
     for ref in refs:
         begun = time.perf_counter()
-        analysis = _analysis(ref, settings, calibration, first_spectra)
+        analysis = _analysis(ref, settings, calibration, budgets)
         decision = analysis.decide(reduce=True)
         reduction = decision.reduction
         update = None if reduction is None else ref.adapter.write(ref.module, reduction)
@@ -131,11 +132,11 @@ def _analysis(
     ref: LayerRef,
     settings: CompressionSettings,
     calibration: Calibration | None,
-    first_spectra: Mapping[str, Tensor] | None,
+    budgets: Mapping[str, Budget] | None,
 ) -> LayerAnalysis:
     capture = None if calibration is None else calibration.capture(ref.name)
-    initial = None if first_spectra is None else first_spectra.get(ref.name)
-    return LayerAnalysis(ref, settings, capture, initial)
+    budget = None if budgets is None else budgets.get(ref.name)
+    return LayerAnalysis(ref, settings, capture, budget)
 
 
 def _sources(decision: Decision) -> tuple[str, str]:

@@ -12,7 +12,15 @@ from torch import nn
 
 from compressm.errors import AdapterError, CompressmError, ConfigError, SurgeryError
 from compressm.layers import LRU
-from compressm.reduction.criteria import Criterion, FixedFraction, FixedOrder, OrderChoice, Spectrum
+from compressm.reduction.criteria import (
+    Criterion,
+    FixedFraction,
+    FixedOrder,
+    HankelEnergy,
+    OrderChoice,
+    Reference,
+    Spectrum,
+)
 from compressm.reduction.result import GramianSource
 from compressm.training import PRESETS, At, Cut, Every, Guard, InTrainingCompressor, OnError, Skipped
 from compressm.training.evaluation import undisturbed
@@ -123,18 +131,27 @@ class Watching(Criterion):
         return FixedFraction(0.5).choose(spectrum)
 
 
-def test_later_cuts_are_shown_the_spectrum_of_the_uncompressed_layer(make_run: RunFactory) -> None:
+def test_later_cuts_are_shown_the_budget_of_the_uncompressed_layer(make_run: RunFactory) -> None:
     watching = Watching()
     run = make_run(schedule=At((2, 4, 6)), criteria=[watching])
     run.train(7)
     assert run.orders() == [2, 2]
-    first, second, third = watching.seen[::2], watching.seen[1::2], run.compressor.state_dict()["first_spectra"]
-    for shown, kept in zip((first, second), third.values(), strict=True):
+    reports = [cut.report for cut in run.compressor.history.cuts]
+    for number, shown in enumerate((watching.seen[::2], watching.seen[1::2])):
         assert [s.order for s in shown] == [12, 6, 3]
-        assert shown[0].initial is None
-        assert torch.equal(kept, shown[0].values)
-        assert all(torch.equal(s.initial, kept) for s in shown[1:])
-        assert not torch.equal(shown[1].values, kept[: shown[1].values.numel()])
+        assert shown[0].budget is None
+        total = float(shown[0].values.sum())
+        lost = [r.layers[number].discarded * sum(r.layers[number].hankel_singular_values) for r in reports]
+        assert [s.budget.total for s in shown[1:]] == pytest.approx([total, total])
+        assert [s.budget.spent for s in shown[1:]] == pytest.approx([lost[0], lost[0] + lost[1]])
+        assert lost[0] > 0
+
+
+def test_a_budget_of_the_initial_spectrum_is_spent_once(make_run: RunFactory) -> None:
+    run = make_run(schedule=At((2, 4, 6)), criteria=[HankelEnergy(0.1, Reference.INITIAL)])
+    run.train(7)
+    for budget in run.compressor.history.budgets().values():
+        assert 0 < budget.spent <= 0.1 * budget.total * (1 + 1e-9)
 
 
 def test_a_model_without_state_space_layers_is_refused() -> None:
@@ -265,7 +282,7 @@ def test_a_fraction_every_few_steps(make_run: RunFactory) -> None:
         ({"total_steps": 1000, "schedule": At((3,))}, "not both"),
         ({"total_steps": 5}, "too short"),
         ({"schedule": 3}, "wanted one such as"),
-        ({"schedule": At((3,)), "settings": "papr"}, r"\['default', 'paper'\]"),
+        ({"schedule": At((3,)), "settings": "papr"}, r"\['data', 'default', 'paper', 'white'\]"),
         ({"schedule": At((3,)), "settings": 3}, "name of a preset"),
         ({"schedule": At((3,)), "criteria": ["x"]}, "criteria"),
         ({"schedule": At((3,)), "calibration_steps": -1}, "calibration_steps"),

@@ -58,7 +58,7 @@ def test_after_a_rollback_the_run_is_one_that_was_never_cut(make_run: RunFactory
     assert run.compressor.history.events == (event,)
     assert not run.compressor.pending_probe
     assert all(series == [(0, 12)] for series in run.compressor.history.orders().values())
-    assert run.compressor.state_dict()["first_spectra"] == {}
+    assert run.compressor.history.budgets() == {}
 
 
 def test_the_refused_cut_is_not_tried_again_but_later_ones_are(make_run: RunFactory) -> None:

@@ -46,7 +46,8 @@ class Calibration:
     (a validation) are left out, and one that activation checkpointing repeats counts once. A module that is used
     several times in a pass is one system: its captures are pooled. At most `max_tokens` positions of a layer are kept,
     whole sequences, the first ones captured. `grad_scale` gives the factor the loss was multiplied by (a GradScaler's
-    `get_scale`), which is divided out; inputs and gradients that are not finite are dropped.
+    `get_scale`), which is divided out; inputs and gradients that are not finite are dropped. `training_only` leaves
+    out passes of modules in evaluation mode.
     """
 
     def __init__(
@@ -57,8 +58,11 @@ class Calibration:
         capture_gradients: bool = True,
         max_tokens: int = 100_000,
         grad_scale: Callable[[], float] | None = None,
+        training_only: bool = False,
     ) -> None:
         self._layers = find_layers(model, adapters)
+        self._training_only = training_only
+        self._names = _first_names(self._layers)
         self._capture_gradients, self._max_tokens, self._grad_scale = capture_gradients, max_tokens, grad_scale
         self._captures: dict[str, Capture] = {}
         self._handles: list[RemovableHandle] = []
@@ -87,7 +91,7 @@ class Calibration:
 
     def capture(self, name: str) -> Capture | None:
         """What was captured at the layer of that name, None where it saw no pass."""
-        return self._captures.get(name)
+        return self._captures.get(self._names.get(name, name))
 
     def state_dict(self) -> dict[str, Any]:
         """The captures, as nested dictionaries and lists of tensors."""
@@ -118,7 +122,11 @@ class Calibration:
         self.stop()
 
     def _hook(self, ref: LayerRef) -> Callable[..., None]:
+        name = self._names[ref.name]
+
         def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], result: object) -> None:
+            if self._training_only and not module.training:
+                return
             u, mask = ref.adapter.inputs(module, args, kwargs)
             u, y = u.detach(), ref.adapter.output(module, result)  # without a graph: checkpointing counts what is saved
             if u.ndim != 3 or y.ndim != 3:
@@ -126,9 +134,9 @@ class Calibration:
                 return
             repeated = torch._C._current_graph_task_id() != -1  # inside backward: checkpointing runs the pass again
             if self._capture_gradients and y.requires_grad:
-                y.register_hook(self._gradient_hook(ref.name, u, mask))
+                y.register_hook(self._gradient_hook(name, u, mask))
             elif not repeated and (torch.is_grad_enabled() or not self._capture_gradients):
-                self._keep(self._of(ref.name).inputs, u, mask)
+                self._keep(self._of(name).inputs, u, mask)
 
         return hook
 
@@ -162,6 +170,12 @@ class Calibration:
         room = self._room(kept, values)
         if room > 0 and bool(torch.isfinite(values[:room]).all()):
             kept.append((values[:room].clone(), None if mask is None else mask[:room].detach().clone()))
+
+
+def _first_names(layers: Sequence[LayerRef]) -> dict[str, str]:
+    """Each layer's name to that of the first layer with the very same parameters: they are one system."""
+    owners: dict[frozenset[int], str] = {}
+    return {ref.name: owners.setdefault(frozenset(id(p) for p in ref.module.parameters()), ref.name) for ref in layers}
 
 
 def _positions(kept: Iterable[tuple[Tensor, Tensor | None]]) -> int:

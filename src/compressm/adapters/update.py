@@ -60,8 +60,8 @@ class Select(StateMap):
 class Pullback(StateMap):
     """Covectors of several parameters follow jointly, as through the adjoint of the embedding of new weights in old.
 
-    `covector_map` is exact (the chain rule). `variance_map` treats the old entries as uncorrelated, which is an
-    approximation: second moments have no exact map.
+    `covector_map` is exact (the chain rule). `variance_map` gives second moments of a sensible size for the new
+    entries: they have no exact map.
     """
 
     names: tuple[str, ...]
@@ -73,7 +73,7 @@ class Pullback(StateMap):
         return self.covector_map(old)
 
     def variances(self, old: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """As for uncorrelated entries."""
+        """Of the size that `variance_map` gives."""
         return self.variance_map(old)
 
 

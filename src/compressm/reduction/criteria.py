@@ -14,18 +14,26 @@ from compressm.errors import ConfigError, InvalidSystemError
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What a layer may discard over a whole run: the sum `total` of its first spectrum, and the sum `spent` so far."""
+
+    total: float
+    spent: float = 0.0
+
+
+@dataclass(frozen=True)
 class Spectrum:
     """What a rule sees of one layer.
 
     `values` are the Hankel singular values sigma_1 >= sigma_2 >= ... of the system that is balanced; a stored complex
     state of a layer with real output counts `states_per_slot` = 2 of them. `order` is the present number of
-    stored states. `initial` are the values of the uncompressed layer, where known.
+    stored states. `budget` refers to the uncompressed layer, where it is known.
     """
 
     values: Tensor
     order: int
     states_per_slot: int = 1
-    initial: Tensor | None = None
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Reference(Enum):
     """Which spectrum a relative tolerance is a fraction of."""
 
     CURRENT = "current"  # the spectrum at the attempt (the paper); the tolerance ratchets with the number of cuts
-    INITIAL = "initial"  # the first spectrum of the layer: a budget for the whole run
+    INITIAL = "initial"  # the first spectrum of the layer: a budget for the whole run, which every cut draws on
 
 
 def significant_values(values: Tensor) -> Tensor:
@@ -88,10 +96,12 @@ class HankelEnergy(Criterion):
         _require_fraction("HankelEnergy.discard", self.discard)
 
     def choose(self, spectrum: Spectrum) -> OrderChoice:
-        """The smallest order with tail(r) <= discard * sum."""
-        initial = self.reference is Reference.INITIAL and spectrum.initial is not None
-        whole = tails(spectrum.initial if initial and spectrum.initial is not None else spectrum.values)[0]
-        return OrderChoice(order_within(spectrum.values, self.discard * float(whole)), spectrum.order)
+        """The smallest order with tail(r) <= discard * sum, or what is left of the budget."""
+        if self.reference is Reference.INITIAL and spectrum.budget is not None:
+            allowed = max(self.discard * spectrum.budget.total - spectrum.budget.spent, 0.0)
+        else:
+            allowed = self.discard * float(tails(spectrum.values)[0])
+        return OrderChoice(order_within(spectrum.values, allowed), spectrum.order)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Gradients are covectors, so an average m of gradients follows a cut as a gradient does. An average v of squared
 gradients has no exact map but for a choice of states. Where m is known, v = (v - m^2 / rho^2) + m^2 / rho^2 with rho
-the largest |m| / sqrt(v): the first part follows as the variance of uncorrelated entries, the second as m does. So no
-step |m'| / sqrt(v') is larger than rho, while treating all of v as uncorrelated gave steps several times too large.
+the largest |m| / sqrt(v): the first part follows as the map says (StateMap.variances), the second as m does. So
+no step |m'| / sqrt(v') is larger than rho.
 """
 
 from __future__ import annotations

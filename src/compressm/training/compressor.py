@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
@@ -100,11 +100,12 @@ class InTrainingCompressor:
         layers = require_layers(model, adapters)
         self.history = History({x.name: read_system(x).order for x in layers})
         self._steps, self._stopped, self._closed = 0, False, False
-        self._first_spectra: dict[str, Tensor] = {}
         self._probe: Probe | None = None
         gradients = self.plan.settings.observability is GramianSource.LOSS
         scale = None if grad_scaler is None else grad_scaler.get_scale
-        self._calibration = Calibration(model, adapters=adapters, capture_gradients=gradients, grad_scale=scale)
+        self._calibration = Calibration(
+            model, adapters=adapters, capture_gradients=gradients, grad_scale=scale, training_only=True
+        )
         self._watch = StepWatch(self._optimizers)
         self._arrange_capture()
 
@@ -181,7 +182,6 @@ class InTrainingCompressor:
             "steps": self._steps,
             "stopped": self._stopped,
             "history": self.history.to_dict(),
-            "first_spectra": dict(self._first_spectra),
             "calibration": self._calibration.state_dict(),
             "probe": probe_to_state(self._probe),
         }
@@ -199,7 +199,6 @@ class InTrainingCompressor:
         self._calibration.load_state_dict(state["calibration"])
         self.history, self._probe = history, probe
         self._steps, self._stopped = int(state["steps"]), bool(state["stopped"])
-        self._first_spectra = dict(state["first_spectra"])
         self._arrange_capture()
 
     def __enter__(self) -> InTrainingCompressor:
@@ -232,7 +231,7 @@ class InTrainingCompressor:
                 optimizer=self._optimizers,
                 calibration=self._calibration,
                 adapters=self._adapters,
-                first_spectra=self._first_spectra,
+                budgets=self.history.budgets(),
             )
         except (CompressmError, torch.linalg.LinAlgError) as error:
             if self._on_error is OnError.RAISE or isinstance(error, ConfigError):
@@ -245,10 +244,7 @@ class InTrainingCompressor:
             self._calibration.clear()
         cut = Cut(self._steps, report)
         if snapshot is not None and cut.changed:
-            self._probe = Probe(cut, before, snapshot, self.history.events, dict(self._first_spectra))
-        for layer in report.layers:
-            values = torch.tensor(layer.hankel_singular_values, dtype=torch.float64)
-            self._first_spectra.setdefault(layer.name, values)
+            self._probe = Probe(cut, before, snapshot, self.history.events)
         self.history.add(cut)
         _log.info("%s (%.2f s)", cut, report.seconds)
         if self._on_cut is not None:
@@ -272,7 +268,7 @@ class InTrainingCompressor:
             return ()
         probe.snapshot.restore()
         event = RolledBack(self._steps, probe.cut.step, probe.before, after, guard.allowed, probe.cut.report)
-        self._steps, self._first_spectra = probe.cut.step, probe.first_spectra
+        self._steps = probe.cut.step
         self.history = History(self.history.initial, (*probe.events, event))
         self._stopped = guard.stop_after_rollback
         self._calibration.stop()

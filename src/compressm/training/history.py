@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from compressm.checkpoint.tree import decode, encode
 from compressm.errors import ConfigError
+from compressm.reduction.criteria import Budget
 from compressm.reduction.report import CompressionReport
 
 
@@ -98,6 +99,17 @@ class History:
             for layer in cut.report.layers:
                 series.setdefault(layer.name, [(0, layer.order_before)]).append((cut.step, layer.order_after))
         return series
+
+    def budgets(self) -> dict[str, Budget]:
+        """Each layer's first spectrum and what the cuts that stand have discarded, as sums."""
+        found: dict[str, Budget] = {}
+        for cut in self.cuts:
+            for layer in cut.report.layers:
+                whole = sum(layer.hankel_singular_values)
+                before = found.get(layer.name, Budget(whole))
+                lost = layer.discarded * whole if layer.changed else 0.0
+                found[layer.name] = Budget(before.total, before.spent + lost)
+        return found
 
     def to_dict(self) -> dict[str, object]:
         """A description for JSON."""

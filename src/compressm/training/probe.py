@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from compressm.surgery.snapshot import Snapshot
 from compressm.training.history import Cut, Event
 
@@ -18,4 +16,3 @@ class Probe:
     before: float
     snapshot: Snapshot
     events: tuple[Event, ...]
-    first_spectra: dict[str, Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from compressm.errors import ConfigError
@@ -15,7 +15,7 @@ from compressm.training.plan import CutPlan, differences
 from compressm.training.probe import Probe
 
 VERSION = 1
-_KEYS = ("steps", "stopped", "history", "first_spectra", "calibration", "probe")
+_KEYS = ("steps", "stopped", "history", "calibration", "probe")
 
 
 def check_state(state: Mapping[str, Any], plan: CutPlan, layers: Sequence[str]) -> None:
@@ -47,7 +47,6 @@ def probe_to_state(probe: Probe | None) -> dict[str, Any] | None:
         "events": history["events"],  # the cut to judge comes last
         "before": str(probe.before),  # may be NaN
         "snapshot": probe.snapshot.state_dict(),
-        "first_spectra": dict(probe.first_spectra),
     }
 
 
@@ -61,5 +60,4 @@ def probe_from_state(
     if not isinstance(cut, Cut):
         raise ConfigError(f"The compressor's state has a pending probe of {cut!r}; wanted a cut.")
     snapshot = Snapshot.from_state_dict(state["snapshot"], model, optimizers, schedulers)
-    spectra: dict[str, Tensor] = dict(state["first_spectra"])
-    return Probe(cut, float(state["before"]), snapshot, tuple(events), spectra)
+    return Probe(cut, float(state["before"]), snapshot, tuple(events))
