@@ -14,11 +14,12 @@ class Form(Enum):
     CHUNKED = "chunked"  # blocks of time: matrix products and one elementwise recurrence, state carried between blocks
 
 
-# Seconds per 1e9 operations, relative to a dense matrix product; measured by benchmarks/scan_forms.py on two CPU cores.
-_FFT = 6.0
-_MIXING = 2.5
-_RECURRENCE = 6.0
-_STEP = 3e-6 * 1e11  # one sequential elementwise call, as a number of matrix product operations
+# How many operations of a dense matrix product take as long as one operation of each other kind. Fitted to the ratios
+# that benchmarks/scan_forms.py measures on two CPU cores; they predict its ratios to within a factor of two.
+_FFT = 2.0
+_MIXING = 5.0
+_RECURRENCE = 24.0
+_STEP = 5e4  # one time step's share of the calls
 
 
 def convolution_cost(batch: int, length: int, width_in: int, width_out: int, order: int) -> float:
@@ -45,8 +46,9 @@ def choose_form(batch: int, length: int, width_in: int, width_out: int, order: i
     """The cheaper form for these shapes.
 
     The choice depends on nothing but its arguments, so that resumed runs and all ranks agree. Training triples the
-    cost of either form, and the chunked form recomputes its states in the backward pass, which adds a third.
+    cost of either form; the chunked form computes its states anew in the backward pass where they outnumber the
+    inputs, which adds a fifth.
     """
-    chunked = chunked_cost(batch, length, width_in, width_out, order) * (1.2 if training else 1.0)
+    chunked = chunked_cost(batch, length, width_in, width_out, order) * (1.2 if training and order > width_in else 1.0)
     convolution = convolution_cost(batch, length, width_in, width_out, order)
     return Form.CONVOLUTION if convolution <= chunked else Form.CHUNKED
