@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from compressm.errors import InvalidSystemError
-from compressm.ops import Form, diagonal_lti
+from compressm.ops import Form, diagonal_lti, recurrence
 
 FAST = [Form.CONVOLUTION, Form.CHUNKED]
 SHAPES = [  # batch, length, inputs, outputs, order
@@ -18,6 +18,7 @@ SHAPES = [  # batch, length, inputs, outputs, order
     (2, 128, 1, 3, 16),
     (2, 131, 3, 3, 6),
     (1, 300, 2, 2, 4),
+    (2, 290, 8, 3, 4),
 ]
 
 
@@ -35,6 +36,17 @@ def test_agrees_with_the_reference_in_float64(make_system, signal, shape, form) 
     weight = signal(batch, length, outputs, seed=2)
     wanted = outputs_and_gradients(parameters, u, Form.REFERENCE, weight)
     for got, expected in zip(outputs_and_gradients(parameters, u, form, weight), wanted, strict=True):
+        assert (got - expected).abs().max() <= 1e-10 * expected.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_wide_steps_run_one_by_one_with_the_same_result(make_system, signal, monkeypatch, shape) -> None:
+    monkeypatch.setattr(recurrence, "_WIDE", 1)
+    batch, length, inputs, outputs, order = shape
+    parameters, u = make_system(order, inputs, outputs), signal(batch, length, inputs)
+    weight = signal(batch, length, outputs, seed=2)
+    wanted = outputs_and_gradients(parameters, u, Form.REFERENCE, weight)
+    for got, expected in zip(outputs_and_gradients(parameters, u, Form.CHUNKED, weight), wanted, strict=True):
         assert (got - expected).abs().max() <= 1e-10 * expected.abs().max().clamp(min=1)
 
 

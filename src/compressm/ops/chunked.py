@@ -74,7 +74,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         nu, theta, b, c, u, starts, *kept = ctx.saved_tensors
         batch, length, outputs = grad.shape
         block: int = ctx.block

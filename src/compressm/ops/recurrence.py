@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ class Recurrence:
         x[0].addcmul_(self._levels[0][1], start)
         if self._wide:
             steps = x.unbind(0)
-            for before, after in zip(steps, steps[1:], strict=False):
+            for before, after in pairwise(steps):
                 after.addcmul_(self._levels[0][1], before)
             return x
         for stride, power, _ in self._levels:
@@ -54,7 +56,7 @@ class Recurrence:
         g[-1] += ahead
         if self._wide:
             steps = g.unbind(0)[::-1]
-            for after, before in zip(steps, steps[1:], strict=False):
+            for after, before in pairwise(steps):
                 before.addcmul_(self._levels[0][2], after)
             return g
         for stride, _, power in self._levels:
