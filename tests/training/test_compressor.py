@@ -133,7 +133,7 @@ class Watching(Criterion):
 
 def test_later_cuts_are_shown_the_budget_of_the_uncompressed_layer(make_run: RunFactory) -> None:
     watching = Watching()
-    run = make_run(schedule=At((2, 4, 6)), criteria=[watching])
+    run = make_run(schedule=At((2, 4, 6)), criteria=[watching], settings="white")
     run.train(7)
     assert run.orders() == [2, 2]
     reports = [cut.report for cut in run.compressor.history.cuts]
@@ -148,7 +148,7 @@ def test_later_cuts_are_shown_the_budget_of_the_uncompressed_layer(make_run: Run
 
 
 def test_a_budget_of_the_initial_spectrum_is_spent_once(make_run: RunFactory) -> None:
-    run = make_run(schedule=At((2, 4, 6)), criteria=[HankelEnergy(0.1, Reference.INITIAL)])
+    run = make_run(schedule=At((2, 4, 6)), criteria=[HankelEnergy(0.1, Reference.INITIAL)], settings="white")
     run.train(7)
     for budget in run.compressor.history.budgets().values():
         assert 0 < budget.spent <= 0.1 * budget.total * (1 + 1e-9)
