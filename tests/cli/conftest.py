@@ -54,6 +54,12 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Arguments of a run of a second."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny run on `digits`, for tests that only read it."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"

@@ -4,14 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from compressm.checkpoint import read_structure
 from compressm.cli.stored import open_stored
-from conftest import TINY, Command
+
+Command = Callable[..., Any]
 
 
 def test_analyze_shows_spectra_and_what_each_tolerance_gives(command: Command, finished: Path, tmp_path: Path) -> None:
@@ -99,7 +102,7 @@ def test_a_damaged_checkpoint_is_one_clear_message(command: Command, finished: P
     [
         (["train", "digitz"], "Did you mean 'digits'"),
         (["train", "--ordr", "3"], "--order"),
-        (["train", "--steps", "many"], "many"),
+        (["train", "--steps", "many"], "--steps"),
         (["train", "--set", "training.stpes=3"], "Did you mean 'training.steps'"),
         (["train", "--preset", "papre"], "Did you mean 'paper'"),
         (["train", "--window", "1"], "wanted 2 values"),
@@ -127,8 +130,8 @@ def test_errors_end_with_2_and_one_message(
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 
 
-def test_a_run_folder_in_use_is_refused(command: Command, finished: Path) -> None:
-    result = command("train", "--run", finished, *TINY)
+def test_a_run_folder_in_use_is_refused(command: Command, tiny: list[str], finished: Path) -> None:
+    result = command("train", "--run", finished, *tiny)
     assert result.code == 2
     assert f"--resume {finished}" in " ".join(result.err.split())
 

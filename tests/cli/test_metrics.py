@@ -29,7 +29,7 @@ def test_records_are_cut_back_to_a_known_length_and_go_on_from_there(tmp_path: P
 
 def test_a_file_that_is_shorter_than_the_checkpoint_knew_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(CheckpointError, match="has 3 bytes.*4"):
+    with pytest.raises(CheckpointError, match=r"has 3 bytes.*4"):
         MetricsFile(tmp_path / "metrics.jsonl", 4)
 
 

@@ -2,7 +2,9 @@
 
 import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,9 +12,10 @@ from compressm.checkpoint import read_structure
 from compressm.cli import recorder
 from compressm.cli.folder import RunFolder
 from compressm.cli.metrics import read_metrics, without_clock
-from conftest import TINY, Command
 
 POINTS = 3
+
+Command = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def test_the_reference_has_cuts_and_judged_probes(reference: Path) -> None:
 
 @pytest.mark.parametrize("step", [5, 11, 12, 17])  # captures under way, right at a cut, between
 def test_interrupted_by_ctrl_c(
-    command: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    command: Command, tiny: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     folder = tmp_path / "run"
     stepped = recorder.Recorder.stepped
@@ -55,7 +58,7 @@ def test_interrupted_by_ctrl_c(
 
     with monkeypatch.context() as patch:
         patch.setattr(recorder.Recorder, "stepped", interrupt)
-        result = command("train", "--run", folder, *TINY)
+        result = command("train", "--run", folder, *tiny)
     assert result.code == 130
     assert f"--resume {folder}" in " ".join(result.err.split())
     assert RunFolder(folder).checkpoints()[-1].name == f"step-{step:08d}"
@@ -66,7 +69,7 @@ def test_interrupted_by_ctrl_c(
 
 
 def test_a_second_ctrl_c_interrupts_at_once_and_leaves_a_resumable_run(
-    command: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, tiny: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
 
@@ -77,7 +80,7 @@ def test_a_second_ctrl_c_interrupts_at_once_and_leaves_a_resumable_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(recorder.Recorder, "stepped", interrupt)
-        assert command("train", "--run", folder, *TINY).code == 130
+        assert command("train", "--run", folder, *tiny).code == 130
     assert RunFolder(folder).checkpoints()[-1].name == "step-00000010"
     assert command("train", "-q", "--resume", folder).code == 0
     _same_end(folder, finished)

@@ -1,7 +1,9 @@
 """`compressm train` from arguments to the run folder."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from compressm.cli.folder import RunFolder
 from compressm.cli.metrics import read_metrics, without_clock
 from compressm.cli.responses import load_pairs
 from compressm.cli.stored import open_stored
-from conftest import TINY, Command
+
+Command = Callable[..., Any]
 
 
 def test_a_run_leaves_everything_behind(finished: Path) -> None:
@@ -80,18 +83,18 @@ def test_the_final_checkpoint_holds_the_cut_model(finished: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_run_and_seed_0_is_a_seed(
-    command: Command, finished: Path, tmp_path: Path
+    command: Command, tiny: list[str], finished: Path, tmp_path: Path
 ) -> None:
     reference = without_clock(read_metrics(finished / "metrics.jsonl"))
     for seed, same in ((0, True), (1, False)):
         folder = tmp_path / str(seed)
-        arguments = [*TINY, "--set", "output.pictures=false"]
+        arguments = [*tiny, "--set", "output.pictures=false"]
         assert command("train", "-q", "--run", folder, "--seed", seed, *arguments).code == 0
         assert (without_clock(read_metrics(folder / "metrics.jsonl")) == reference) is same
 
 
-def test_orders_are_reached_one_a_cut_and_tables_are_shown(command: Command, tmp_path: Path) -> None:
-    result = command("train", "--run", tmp_path / "run", *TINY, "--orders", "11,5", "--set", "output.pictures=false")
+def test_orders_are_reached_one_a_cut_and_tables_are_shown(command: Command, tiny: list[str], tmp_path: Path) -> None:
+    result = command("train", "--run", tmp_path / "run", *tiny, "--orders", "11,5", "--set", "output.pictures=false")
     assert result.code == 0
     assert "16 → 11 → 5" in result.out
     for text in ("uncompressed (step 6)", "end (step 24)", "training step", "validation accuracy", "output change"):
@@ -100,22 +103,24 @@ def test_orders_are_reached_one_a_cut_and_tables_are_shown(command: Command, tmp
     assert "Traceback" not in result.err
 
 
-def test_the_papers_preset_has_a_bound_and_no_cut_is_a_choice(command: Command, tmp_path: Path) -> None:
-    result = command("train", "-q", "--run", tmp_path / "a", *TINY, "--preset", "paper", "--discard", "0.3")
+def test_the_papers_preset_has_a_bound_and_no_cut_is_a_choice(
+    command: Command, tiny: list[str], tmp_path: Path
+) -> None:
+    result = command("train", "-q", "--run", tmp_path / "a", *tiny, "--preset", "paper", "--discard", "0.3")
     assert result.code == 0
     layer = next(r for r in read_metrics(tmp_path / "a" / "metrics.jsonl") if r["kind"] == "cut")["report"]["layers"][0]
     assert layer["controllability"] == "white"
     assert layer["hinf_error"] > 0
     assert layer["bound"] is not None
-    result = command("train", "-q", "--run", tmp_path / "b", *TINY, "--no-compress")
+    result = command("train", "-q", "--run", tmp_path / "b", *tiny, "--no-compress")
     assert result.code == 0
     assert "No cut was made." in result.out
     assert {r["kind"] for r in read_metrics(tmp_path / "b" / "metrics.jsonl")} == {"start", "train", "evaluation"}
 
 
-def test_the_guard_takes_a_cut_back_and_the_report_says_so(command: Command, tmp_path: Path) -> None:
+def test_the_guard_takes_a_cut_back_and_the_report_says_so(command: Command, tiny: list[str], tmp_path: Path) -> None:
     arguments = ["--at", "12", "--orders", "1", "--guard", "0", "--guard-probe", "2", "--lr", "0"]
-    result = command("train", "-q", "--run", tmp_path / "run", *TINY, *arguments, "--steps", "20")
+    result = command("train", "-q", "--run", tmp_path / "run", *tiny, *arguments, "--steps", "20")
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     back = [r for r in records if r["kind"] == "rolled_back"]
     before, after = (
@@ -129,7 +134,7 @@ def test_the_guard_takes_a_cut_back_and_the_report_says_so(command: Command, tmp
 
 
 @pytest.mark.parametrize("kind", ["classes", "values"])
-def test_own_ragged_arrays(command: Command, tmp_path: Path, kind: str) -> None:
+def test_own_ragged_arrays(command: Command, tiny: list[str], tmp_path: Path, kind: str) -> None:
     generator = np.random.default_rng(0)
     lengths = generator.integers(5, 20, 80)
     x = generator.normal(size=(lengths.sum(), 2))
@@ -138,7 +143,7 @@ def test_own_ragged_arrays(command: Command, tmp_path: Path, kind: str) -> None:
     y = (means > 0).astype(int) if kind == "classes" else means * 100
     np.savez(tmp_path / "mine.npz", X=x, offsets=offsets, y=y)
     result = command(
-        "train", "-q", "--data", tmp_path / "mine.npz", "--run", tmp_path / "run", *TINY, "--orders", "8,4"
+        "train", "-q", "--data", tmp_path / "mine.npz", "--run", tmp_path / "run", *tiny, "--orders", "8,4"
     )
     assert result.code == 0, result.err
     name = "accuracy" if kind == "classes" else "rmse"

@@ -22,12 +22,12 @@ def analyze(
 ) -> int:
     """Show the Hankel singular values of a model, and the orders that each tolerance would give."""
     from compressm.cli.console import Terminal
+    from compressm.cli.loading import load_data_of
     from compressm.cli.parsing import convert
     from compressm.cli.recorder import count
     from compressm.cli.report.outlook import outlook_tables, spectrum_lines
     from compressm.cli.report.show import print_table
     from compressm.cli.report.spectra_picture import draw_spectra
-    from compressm.cli.session import load_data
     from compressm.cli.stored import open_stored
     from compressm.cli.stored_analysis import calibrate, outlooks
     from compressm.training.presets import preset as named
@@ -38,7 +38,7 @@ def analyze(
     stored = open_stored(checkpoint)
     calibration = None
     if not white:
-        calibration = calibrate(stored, load_data(stored.data_config(data), terminal), batches, terminal)
+        calibration = calibrate(stored, load_data_of(stored, data, terminal), batches, terminal)
     found = outlooks(stored, chosen, fractions, calibration)
     for table in outlook_tables(found, count(stored.model)):
         print_table(terminal.out, table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,10 @@ app.command()(train)
 app.command()(analyze)
 app.command()(compress)
 app.command("eval")(evaluate)
+
+
+# Older versions of typer raise click's errors, newer ones those of their own copy of click: typer names neither.
+_USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def _version(wanted: bool) -> None:
@@ -52,21 +56,19 @@ def run(arguments: list[str] | None = None) -> int:
 
     0: done; 2: wrong settings, data or files, told in one message; 130: interrupted by Ctrl-C.
     """
-    from click.exceptions import Abort, ClickException, Exit
-
     try:
-        result = app(args=arguments, standalone_mode=False)
-    except ClickException as error:
-        error.show()
-        return error.exit_code
+        result = app(args=arguments, prog_name="compressm", standalone_mode=False)
     except CompressmError as error:
         typer.secho(f"Error: {error}", err=True, fg=typer.colors.RED)
         return 2
-    except Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except (KeyboardInterrupt, Abort):
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("Interrupted.", err=True)
         return 130
+    except _USAGE_ERROR as error:
+        error.show()
+        return error.exit_code
     return result if isinstance(result, int) else 0
 
 

@@ -30,10 +30,10 @@ def compress(
 
     from compressm.checkpoint import save_checkpoint
     from compressm.cli.console import Terminal
+    from compressm.cli.loading import load_data_of
     from compressm.cli.recorder import count
     from compressm.cli.report.after_cut import after_cut_tables
     from compressm.cli.report.show import print_table
-    from compressm.cli.session import load_data
     from compressm.cli.stored import evaluate_stored, open_stored
     from compressm.cli.stored_analysis import calibrate
     from compressm.compress import compress_
@@ -52,7 +52,7 @@ def compress(
     target = out or stored.path.parent.parent / "compressed" / name
     if target.exists():
         raise ConfigError(f"{target} exists; choose another --out or delete it.")
-    dataset = load_data(stored.data_config(data), terminal)
+    dataset = load_data_of(stored, data, terminal)
     calibration = None if white else calibrate(stored, dataset, batches, terminal)
     before, size = evaluate_stored(stored, dataset, dataset.test, terminal), count(stored.model)
     report = compress_(stored.model, settings, calibration=calibration)

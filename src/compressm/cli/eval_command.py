@@ -25,16 +25,16 @@ def evaluate(
 ) -> int:
     """Evaluate a model on the test split (or another one) of its data."""
     from compressm.cli.console import Terminal
+    from compressm.cli.loading import load_data_of
     from compressm.cli.objective import Objective
     from compressm.cli.recorder import count, layer_orders
     from compressm.cli.report.rows import Table
     from compressm.cli.report.show import print_table
-    from compressm.cli.session import load_data
     from compressm.cli.stored import evaluate_stored, open_stored
 
     terminal = Terminal(quiet)
     stored = open_stored(checkpoint)
-    dataset = load_data(stored.data_config(data), terminal)
+    dataset = load_data_of(stored, data, terminal)
     parts = {SplitName.TRAIN: dataset.train, SplitName.VALIDATION: dataset.validation, SplitName.TEST: dataset.test}
     scores = evaluate_stored(stored, dataset, parts[split], terminal)
     objective = Objective.of(dataset)

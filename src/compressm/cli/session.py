@@ -14,9 +14,10 @@ import torch
 from compressm.checkpoint import load_checkpoint
 from compressm.cli.build import build_compressor, build_model, build_optimizer, build_rates, model_config
 from compressm.cli.closing import close
-from compressm.cli.config import DataConfig, RunConfig
+from compressm.cli.config import RunConfig
 from compressm.cli.console import Terminal
 from compressm.cli.folder import RunFolder
+from compressm.cli.loading import load_data
 from compressm.cli.metrics import MetricsFile
 from compressm.cli.objective import Objective
 from compressm.cli.parsing import flatten
@@ -25,21 +26,11 @@ from compressm.cli.stopping import StopRequest
 from compressm.cli.stored import KIND
 from compressm.data.batching import EVALUATION_BATCH, Batcher
 from compressm.data.dataset import Dataset
-from compressm.data.registry import load_dataset
 from compressm.errors import ConfigError, DataError
 from compressm.training.loop import LoopSettings, LoopState, fit
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-
-def load_data(config: DataConfig, terminal: Terminal) -> Dataset:
-    """The data set of a run, downloaded (with a bar) where needed."""
-    with terminal.downloads() as progress:
-        path = Path(config.path) if config.path is not None else None
-        return load_dataset(
-            config.dataset, path=path, scaling=config.scaling, seed=config.split_seed, progress=progress
-        )
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compressm.checkpoint import load_checkpoint, read_structure
-from compressm.cli.config import DataConfig, RunConfig
+from compressm.cli.config import RunConfig
 from compressm.cli.console import Terminal
 from compressm.cli.folder import find_checkpoint
 from compressm.cli.objective import Objective
 from compressm.cli.parsing import build
 from compressm.data.batching import EVALUATION_BATCH, Batcher
 from compressm.data.dataset import Dataset, Split
-from compressm.errors import CheckpointError, DataError
+from compressm.errors import CheckpointError
 from compressm.layers.config import ModelConfig
 from compressm.layers.model import SequenceModel
 from compressm.training.evaluation import undisturbed
@@ -30,10 +30,6 @@ class StoredModel:
     model: SequenceModel
     config: RunConfig
     extra: dict[str, Any]
-
-    def data_config(self, path: Path | None) -> DataConfig:
-        """Which data it was trained on, or the user's own arrays at `path` in their place."""
-        return self.config.data if path is None else replace(self.config.data, path=str(path))
 
 
 def open_stored(path: Path) -> StoredModel:
@@ -55,17 +51,7 @@ def open_stored(path: Path) -> StoredModel:
 
 
 def evaluate_stored(stored: StoredModel, dataset: Dataset, split: Split, terminal: Terminal) -> dict[str, float]:
-    """Metric and loss of the model on one split of `dataset`, with a bar.
-
-    Raises:
-        DataError: the data do not fit the model.
-    """
-    wanted = stored.model.config.inputs, stored.model.config.outputs
-    if (dataset.channels, dataset.outputs) != wanted:
-        raise DataError(
-            f"{dataset.name} has {dataset.channels} channels and {dataset.outputs} outputs, but the model was made for "
-            f"{wanted[0]} and {wanted[1]}."
-        )
+    """Metric and loss of the model on one split of `dataset`, with a bar."""
     batches = Batcher(dataset, EVALUATION_BATCH, 0).in_order(split)
     total = -(-split.cases // EVALUATION_BATCH)
     with undisturbed(stored.model):
