@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 from torch.optim import Optimizer
@@ -29,7 +29,20 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
+class _Layer:
+    """The layer that is analysed, and those of its kind that hold the very same parameters: one system."""
+
+    ref: LayerRef
+    tied: list[LayerRef] = field(default_factory=list)
+
+    def members(self) -> tuple[LayerRef, ...]:
+        """All of them."""
+        return self.ref, *self.tied
+
+
+@dataclass(frozen=True, eq=False)
 class _Cut:
+    layer: _Layer
     analysis: LayerAnalysis
     decision: Decision
     update: LayerUpdate | None
@@ -54,12 +67,12 @@ def analyze(
     UnstableSystemError for an unstable layer, naming the layer.
     """
     settings = settings or CompressionSettings()
-    refs = _refs(model, adapters)
-    layers = []
-    for ref in refs:
-        analysis = _analysis(ref, settings, calibration, budgets)
-        layers.append(_plan_of(analysis, analysis.decide(reduce=False)))
-    return ReductionPlan(tuple(layers), _unsupported(model, refs))
+    layers = _layers(model, adapters)
+    plans = []
+    for layer in layers:
+        analysis = _analysis(layer.ref, settings, calibration, budgets)
+        plans.append(_plan_of(analysis, analysis.decide(reduce=False)))
+    return ReductionPlan(tuple(plans), _unsupported(model, layers))
 
 
 def compress_(
@@ -79,53 +92,65 @@ def compress_(
     or not at all. Call it after `optimizer.step()` and before the next forward pass.
 
     Raises what `analyze` raises; SurgeryError where the model is wrapped (DDP, FSDP, torch.compile) or a tensor cannot
-    be replaced, TiedParametersError where two layers share some of their parameters, UnstableSystemError where
-    rounding to the layer's dtype makes it unstable. Model and optimizers are as before then.
+    be replaced, TiedParametersError where a parameter that changes is shared with another module (layers that share
+    all their parameters are cut as one), UnstableSystemError where rounding to the layer's dtype makes it unstable.
+    Model and optimizers are as before then.
     """
     started = time.perf_counter()
     settings = settings or CompressionSettings()
     require_plain(model)
-    refs = _refs(model, adapters)
+    layers = _layers(model, adapters)
     cuts = []
-    for ref in refs:
+    for layer in layers:
         begun = time.perf_counter()
-        analysis = _analysis(ref, settings, calibration, budgets)
+        analysis = _analysis(layer.ref, settings, calibration, budgets)
         decision = analysis.decide(reduce=True)
         reduction = decision.reduction
-        update = None if reduction is None else ref.adapter.write(ref.module, reduction)
-        cuts.append(_Cut(analysis, decision, update, time.perf_counter() - begun))
-    items = [(c.analysis.ref.name, c.analysis.ref.module, c.update) for c in cuts if c.update is not None]
+        update = None if reduction is None else layer.ref.adapter.write(layer.ref.module, reduction)
+        cuts.append(_Cut(layer, analysis, decision, update, time.perf_counter() - begun))
+    _refuse_other_owners(model, cuts)
+    items = [(r.name, r.module, c.update) for c in cuts if c.update is not None for r in c.layer.members()]
     operation = operate(items, optimizer, settings.optimizer_policy)
     try:
         reports = tuple(_report_of(c, settings) for c in cuts)
     except BaseException:
         operation.undo.undo()
         raise
-    for warning in operation.warnings:
+    warnings = tuple(dict.fromkeys(operation.warnings))
+    for warning in warnings:
         _logger.warning("%s", warning)
-    return CompressionReport(
-        reports, time.perf_counter() - started, _unsupported(model, refs), tuple(operation.warnings)
-    )
+    return CompressionReport(reports, time.perf_counter() - started, _unsupported(model, layers), warnings)
 
 
-def _refs(model: nn.Module, adapters: Adapters | None) -> list[LayerRef]:
-    """The layers to consider: each set of parameters once; layers that share only some are refused."""
-    kept: list[LayerRef] = []
-    owners: dict[int, LayerRef] = {}
+def _layers(model: nn.Module, adapters: Adapters | None) -> list[_Layer]:
+    """The layers to consider, those of one kind that share all their parameters as one."""
+    found: dict[tuple[type[nn.Module], frozenset[int]], _Layer] = {}
     for ref in find_layers(model, adapters):
-        parameters = {id(p) for p in ref.module.parameters()}
-        shared = {owners[p].name: owners[p] for p in parameters if p in owners}
-        if not shared:
-            kept.append(ref)
-            owners.update(dict.fromkeys(parameters, ref))
+        key = type(ref.module), frozenset(id(p) for p in ref.module.parameters())
+        if key in found:
+            found[key].tied.append(ref)
+        else:
+            found[key] = _Layer(ref)
+    return list(found.values())
+
+
+def _refuse_other_owners(model: nn.Module, cuts: Sequence[_Cut]) -> None:
+    """Raise TiedParametersError where a parameter that an update replaces belongs to another module as well."""
+    for cut in cuts:
+        if cut.update is None:
             continue
-        other = next(iter(shared.values()))
-        if {id(p) for p in other.module.parameters()} != parameters or type(other.module) is not type(ref.module):
-            raise TiedParametersError(
-                f"The layers '{other.name}' and '{ref.name}' share some of their parameters but not all: a cut would "
-                f"need two different bases for one tensor. Tie all of them or none."
-            )
-    return kept
+        layer = cut.layer.ref
+        inside = {id(m) for ref in cut.layer.members() for m in ref.module.modules()}
+        own = dict(layer.module.named_parameters(remove_duplicate=False))
+        changed = {id(own[name]): name for name in cut.update.tensors if name in own}
+        for path, module in model.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(module) not in inside and id(parameter) in changed:
+                    raise TiedParametersError(
+                        f"'{changed[id(parameter)]}' of the layer '{layer.name}' is the same tensor as '{name}' of "
+                        f"'{path}' ({type(module).__name__}), which a cut would change too. Tie all parameters of two "
+                        f"layers or none, and none to another kind of module."
+                    )
 
 
 def _analysis(
@@ -245,9 +270,9 @@ def _errors(full: StateSpace, stored: StateSpace, exact: bool) -> _Errors:
     return _Errors(peak(error), peak(full), h2_norm(error), h2_norm(full))
 
 
-def _unsupported(model: nn.Module, refs: Sequence[LayerRef]) -> tuple[str, ...]:
+def _unsupported(model: nn.Module, layers: Sequence[_Layer]) -> tuple[str, ...]:
     """Leaf modules whose name says state space but which have no adapter."""
-    known = {id(m) for ref in refs for m in ref.module.modules()}
+    known = {id(m) for layer in layers for ref in layer.members() for m in ref.module.modules()}
     words = ("ssm", "s4", "s5", "lru", "mamba", "linoss", "statespace", "dss")
     return tuple(
         f"{name} ({type(module).__name__})"

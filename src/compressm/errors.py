@@ -34,7 +34,7 @@ class SurgeryError(CompressmError, RuntimeError):
 
 
 class TiedParametersError(SurgeryError):
-    """Two layers share some but not all of the parameters that a cut would resize."""
+    """A parameter that a cut would change belongs to another module, or to another layer, as well."""
 
 
 class CheckpointError(CompressmError, ValueError):
