@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-CODE = ["src", "tests", "tools", "benchmarks", "experiments"]
+CODE = ["src", "tests", "tools", "benchmarks", "experiments", "examples"]
 
 
 @dataclass(frozen=True)
