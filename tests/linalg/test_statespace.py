@@ -50,6 +50,8 @@ def test_other_invalid_systems_are_refused() -> None:
         StateSpace(a, b, c, log_a=torch.zeros(3))
     with pytest.raises(InvalidSystemError, match="log_a"):
         StateSpace(torch.eye(2) / 2, b, c, log_a=torch.zeros(2))
+    with pytest.raises(InvalidSystemError, match="d is complex"):
+        StateSpace(a, b, c, torch.ones(1, 1) * 1j)
     with pytest.raises(InvalidSystemError, match="log_a has 1 values that are NaN"):
         StateSpace(a, b, c, log_a=torch.tensor([math.nan, 0.0]))
     with pytest.raises(ValueError):  # what a caller who does not know the library catches

@@ -206,6 +206,8 @@ def _check(system: StateSpace) -> None:
         raise InvalidSystemError(f"Wanted d (*h, p, m) = {(*h, c.shape[-2], b.shape[-1])}; found {found}.")
     if system.log_a is not None and (tuple(system.log_a.shape) != (*h, n) or a.ndim != b.ndim - 1):
         raise InvalidSystemError(f"log_a {tuple(system.log_a.shape)} belongs to a diagonal a; found {found}.")
+    if d is not None and d.is_complex() and system.output == "real":
+        raise InvalidSystemError("d is complex, but the output is real; wanted a real d or output='complex'.")
     if system.sampling_time < 0:
         raise InvalidSystemError(f"sampling_time is {system.sampling_time}; wanted 0 (continuous) or a positive step.")
     if system.log_a is not None and bool(torch.isnan(system.log_a).any()):

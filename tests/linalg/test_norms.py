@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from compressm.errors import InvalidSystemError, UnstableSystemError
+from compressm.linalg.forms import realify
+from compressm.linalg.norms import difference, error_bound, h2_norm, hinf_estimate, hinf_norm
+from compressm.linalg.peak import exact_gain
+from compressm.linalg.statespace import StateSpace
+from compressm.testing.systems import Defect, PoleKind, Recipe, build_dense, build_diagonal, ring_system, stack_systems
+
+
+def scalar(a: complex, b: complex = 1, c: complex = 1, d: float | None = None) -> StateSpace:
+    matrices = (torch.tensor(t, dtype=torch.complex128) for t in ([a], [[b]], [[c]]))
+    feed = None if d is None else torch.tensor([[d]], dtype=torch.float64)
+    return StateSpace(*matrices, feed, output="complex")
+
+
+def dense_grid(system: StateSpace, points: int = 20001) -> float:
+    """The largest gain on many points and more about every pole."""
+    omega = torch.linspace(-torch.pi, torch.pi, points, dtype=torch.float64)
+    poles = system.a if system.is_diagonal else torch.linalg.eigvals(system.a)
+    near = torch.angle(poles + 0j)[:, None] + torch.linspace(-1e-3, 1e-3, points // 40, dtype=torch.float64)
+    return float(exact_gain(system, torch.cat([omega, near.flatten(), -near.flatten()])).max())
+
+
+@pytest.mark.parametrize("pole", [0.5, -0.5, 0.6 + 0.3j, 0.9999, -0.9999, 1e-12, 0.0])
+def test_one_state(pole: complex) -> None:
+    """|G|_inf = |b c| / (1 - |a|) and |G|_2 = |b c| / sqrt(1 - |a|^2)."""
+    system = scalar(pole, 3, 2j)
+    assert hinf_norm(system) == pytest.approx(6 / (1 - abs(pole)), rel=1e-9)
+    assert hinf_estimate(system) == pytest.approx(6 / (1 - abs(pole)), rel=1e-9)
+    assert h2_norm(system) == pytest.approx(6 / math.sqrt(1 - abs(pole) ** 2), rel=1e-9)
+
+
+@pytest.mark.parametrize("gap", [1e-3, 1e-6, 1e-9])
+def test_poles_beside_minus_one(gap: float) -> None:
+    """Where the bilinear transform about -1 would break down."""
+    system = scalar(-1 + gap, 1, 1)
+    other = difference(system, scalar(0.5, 2, 1))
+    assert hinf_norm(system) == pytest.approx(1 / gap, rel=1e-6)
+    assert hinf_norm(other) == pytest.approx(1 / gap - 4 / 3, rel=1e-6)
+
+
+def test_an_all_pass_section_has_gain_one_everywhere() -> None:
+    """The hardest case for a level test: every frequency crosses. G = (z^-1 - conj(a)) / (1 - a z^-1)."""
+    a = 0.7 + 0.2j
+    textbook_c, d = 1 - abs(a) ** 2, -a.conjugate()
+    matrices = (
+        torch.tensor(t, dtype=torch.complex128) for t in ([a], [[1.0]], [[textbook_c / a]], [[d - textbook_c / a]])
+    )
+    system = StateSpace(*matrices, output="complex")
+    omega = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    assert torch.allclose(exact_gain(system, omega), torch.ones(7, dtype=torch.float64))
+    assert hinf_norm(system) == pytest.approx(1, rel=1e-7)
+
+
+@pytest.mark.parametrize("build", [build_diagonal, build_dense])
+@pytest.mark.parametrize("seed", range(6))
+def test_norm_against_a_dense_grid(build, seed: int) -> None:
+    kinds = (PoleKind.RING, PoleKind.SLOW, PoleKind.NEGATIVE, PoleKind.NEARLY_REPEATED, PoleKind.MIRRORED)
+    output = "real" if seed % 2 else "complex"
+    system = build(Recipe(kinds[: 2 + seed % 4], 1 + seed % 3, 2, seed, feedthrough=seed % 3 == 0, output=output))
+    grid, norm, estimate = dense_grid(system), hinf_norm(system), hinf_estimate(system)
+    assert grid <= norm * (1 + 1e-9)
+    assert norm == pytest.approx(grid, rel=1e-3)
+    assert 0.97 * norm <= estimate <= norm * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("channels", [3, 16, 17, 24])
+def test_wide_systems(channels: int) -> None:
+    """Above 16 channels the estimate is a power iteration; the norm is not."""
+    system = ring_system(6, channels, channels, seed=1)
+    norm, estimate = hinf_norm(system), hinf_estimate(system)
+    assert norm == pytest.approx(dense_grid(system, 2001), rel=1e-3)
+    assert 0.97 * norm <= estimate <= norm * (1 + 1e-9)
+    assert hinf_norm(realify(system)) == pytest.approx(norm, rel=1e-7)
+    assert hinf_estimate(realify(system)) == pytest.approx(norm, rel=0.03)
+
+
+def test_defective_dense_systems_are_swept_without_eigenvectors() -> None:
+    jordan = 0.9 * torch.eye(4, dtype=torch.float64) + torch.diag(torch.ones(3, dtype=torch.float64), 1)
+    b, c = torch.zeros(4, 1, dtype=torch.float64), torch.zeros(1, 4, dtype=torch.float64)
+    b[3], c[:, 0] = 1, 1
+    system = StateSpace(jordan, b, c)  # G(1) = 1 / (1 - 0.9)^4
+    assert hinf_estimate(system) == pytest.approx(1e4, rel=1e-9)
+    assert hinf_norm(system) == pytest.approx(1e4, rel=1e-6)
+
+
+@pytest.mark.parametrize("defect", [Defect.ZERO_B, Defect.ZERO_C])
+@pytest.mark.parametrize("feedthrough", [False, True])
+def test_systems_without_a_map_but_d(defect: Defect, feedthrough: bool) -> None:
+    system = build_diagonal(Recipe((PoleKind.RING,) * 3, 2, 3, 1, frozenset({defect}), feedthrough))
+    wanted = float(torch.linalg.matrix_norm(system.d, ord=2)) if feedthrough else 0.0
+    assert hinf_norm(system) == pytest.approx(wanted, rel=1e-9)
+    assert hinf_estimate(system) == pytest.approx(wanted, rel=1e-9)
+    assert h2_norm(system) == pytest.approx(float(system.d.norm()) if feedthrough else 0.0)
+
+
+@pytest.mark.parametrize(("n", "m", "p"), [(0, 2, 3), (2, 0, 3), (2, 2, 0)])
+def test_empty_dimensions(n: int, m: int, p: int) -> None:
+    system = StateSpace(torch.full((n,), 0.5), torch.ones(n, m), torch.ones(p, n))
+    for norm in (hinf_norm, hinf_estimate, h2_norm):
+        assert norm(system) == 0
+    if n == 0:
+        feed = torch.tensor([[3.0, 0], [0, 4.0], [0, 0]])
+        assert hinf_norm(replace(system, d=feed)) == 4
+        assert hinf_estimate(replace(system, d=feed)) == 4
+        assert h2_norm(replace(system, d=feed)) == 5
+
+
+@pytest.mark.parametrize("output", ["real", "complex"])
+@pytest.mark.parametrize("feedthrough", [False, True])
+def test_h2_norm_is_that_of_the_impulse_response(output: str, feedthrough: bool) -> None:
+    for build in (build_diagonal, build_dense):
+        kinds = (PoleKind.FAST, PoleKind.NEAR_ZERO, PoleKind.FAST, PoleKind.ZERO)
+        system = build(Recipe(kinds, 2, 3, 5, feedthrough=feedthrough, output=output))
+        wanted = float(system.markov_parameters(200).abs().square().sum().sqrt())
+        assert h2_norm(system) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_h2_norm_keeps_the_digits_of_a_small_error() -> None:
+    """D = -C B: adding |C B + D|^2 - |C B|^2 to |C Lp|^2 would leave nothing but round-off."""
+    system = build_diagonal(Recipe((PoleKind.NEAR_ZERO,) * 2, 2, 2, 2))
+    cancelled = replace(system, d=-(system.c @ system.b).real)
+    exact = float(cancelled.markov_parameters(60)[1:].square().sum().sqrt())
+    assert exact < 1e-6 * float((system.c @ system.b).abs().max())
+    assert h2_norm(cancelled) == pytest.approx(exact, rel=1e-9)
+
+
+def test_h2_norm_of_a_slow_pole_known_by_its_logarithm() -> None:
+    gap = 1e-14
+    log_a = torch.tensor([-gap + 1j], dtype=torch.complex128)
+    one = torch.ones(1, 1, dtype=torch.complex128)
+    system = StateSpace(torch.exp(log_a), one, one, output="complex", log_a=log_a)
+    assert h2_norm(system) == pytest.approx(1 / math.sqrt(2 * gap), rel=1e-12)
+
+
+def test_norms_of_a_batch_are_the_largest() -> None:
+    each = [ring_system(4, 2, 2, seed=seed) for seed in range(3)]
+    batch = stack_systems(each)
+    assert hinf_norm(batch) == pytest.approx(max(map(hinf_norm, each)), rel=1e-12)
+    assert hinf_estimate(batch) == pytest.approx(max(map(hinf_estimate, each)), rel=1e-12)
+    assert h2_norm(batch) == pytest.approx(max(map(h2_norm, each)), rel=1e-12)
+
+
+def test_difference() -> None:
+    first, second = ring_system(4, 2, 3, seed=0), ring_system(3, 2, 3, seed=1)
+    omega = torch.linspace(-3, 3, 11, dtype=torch.float64)
+    wanted = first.frequency_response(omega) - second.frequency_response(omega)
+    for one, two in ((first, second), (realify(first), second), (first, realify(second))):
+        gap = difference(one, two)
+        assert gap.order >= 7
+        assert torch.allclose(gap.frequency_response(omega), wanted, atol=1e-11)
+    assert difference(first, second).log_a is not None
+    d = torch.ones(3, 2)
+    assert torch.allclose(difference(replace(first, d=d), second).d, d.double())
+    assert hinf_norm(difference(first, first)) < 1e-12 * hinf_norm(first)
+    assert h2_norm(difference(first, first)) < 1e-12 * h2_norm(first)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ring_system(3, 2, 2),
+        ring_system(3, 1, 3),
+        replace(ring_system(3, 2, 3), output="complex"),
+        replace(ring_system(3, 2, 3), sampling_time=0.0, log_a=None),
+        stack_systems([ring_system(3, 2, 3)]),
+    ],
+)
+def test_differences_of_unlike_systems_are_refused(other: StateSpace) -> None:
+    with pytest.raises(InvalidSystemError, match="differ"):
+        difference(ring_system(4, 2, 3), other)
+
+
+def test_norms_that_do_not_exist_are_refused() -> None:
+    unstable, continuous = scalar(1.2), replace(scalar(-1.0), sampling_time=0.0)
+    for norm in (hinf_norm, h2_norm):
+        with pytest.raises(UnstableSystemError):
+            norm(unstable)
+    for norm in (hinf_norm, h2_norm, hinf_estimate):
+        with pytest.raises(InvalidSystemError, match="discretize"):
+            norm(continuous)
+
+
+def test_error_bound() -> None:
+    values = torch.tensor([[4.0, 2.0, 1.0], [5.0, 1.0, 0.5]])
+    assert error_bound(values, 1) == 6
+    assert error_bound(values, 3) == 0
+    assert error_bound(values[1], 0) == 13
