@@ -131,11 +131,19 @@ def print_memory(kind: str, sizes: list[int]) -> None:
     torch.set_num_threads(1)
     training_step(kind, SMOKE)()  # what the first step of a process loads
     step = training_step(kind, Setting(batch, length, width, order))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident_mb()
     for _ in range(3):
         step()
-    scale = 1e6 if sys.platform == "darwin" else 1e3
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / scale)
+    print(peak_resident_mb() - before)
+
+
+def peak_resident_mb() -> float:
+    """The largest resident set so far. getrusage would start from the parent's: Linux hands it on to children."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def measure_form(batch: int, length: int, width: int, order: int, repeats: int) -> dict[str, object]:
@@ -201,7 +209,8 @@ def main() -> None:
     for heading, rows in measured.items():
         print(f"{heading}\n{table(rows)}\n")
     with tempfile.TemporaryDirectory() as scratch:
-        path = write("scan_forms", "Recurrences", measured, Path(scratch) if options.smoke else RESULTS)
+        name = f"scan_forms_threads_{torch.get_num_threads()}"
+        path = write(name, "Recurrences", measured, Path(scratch) if options.smoke else RESULTS)
         print(f"written: {path.name}")
 
 

@@ -65,12 +65,13 @@ def test_a_ragged_batch_gives_what_each_sequence_alone_gives(settings, bidirecti
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_padding_changes_nothing_in_training(bidirectional) -> None:
+@pytest.mark.parametrize("rubbish", [-50.0, float("nan"), float("inf")])
+def test_padding_changes_nothing_in_training(bidirectional, rubbish) -> None:
     """Scores, gradients and running statistics are those of the same batch with other padding."""
     lengths = torch.tensor([20, 5, 11])
     mask = torch.arange(20) < lengths[:, None]
     x = torch.randn(3, 20, 2)
-    longer = torch.cat([torch.where(mask[..., None], x, 50.0), torch.full((3, 7, 2), -50.0)], dim=1)
+    longer = torch.cat([torch.where(mask[..., None], x, 50.0), torch.full((3, 7, 2), rubbish)], dim=1)
     results = []
     for padded in (x, longer):
         model = build(dropout=0.0, bidirectional=bidirectional)
@@ -81,6 +82,13 @@ def test_padding_changes_nothing_in_training(bidirectional) -> None:
     assert torch.allclose(one, two, atol=1e-5)
     for a, b in zip(one_grads + one_buffers, two_grads + two_buffers, strict=True):
         assert torch.allclose(a, b, atol=1e-4 * max(1.0, float(a.abs().max())))
+
+
+@torch.no_grad()
+def test_padded_tokens_need_not_be_in_the_vocabulary() -> None:
+    model = build(vocabulary=5).eval()
+    tokens = torch.tensor([[1, 4, -100, 99]])
+    assert torch.allclose(model(tokens, torch.tensor([2])), model(tokens[:, :2]), atol=1e-6)
 
 
 @torch.no_grad()

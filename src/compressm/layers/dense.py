@@ -63,7 +63,7 @@ class DenseSSM(nn.Module):
         Where `mask` (batch, L) is False the input counts as zero; outputs there mean nothing.
         """
         if mask is not None:
-            u = u * mask[..., None]
+            u = torch.where(mask[..., None], u, 0.0)
         return dense_lti(self.A, self.B, self.C, u) + u @ self.D.mT.to(u.dtype)
 
     def initial_state(self, batch: int) -> Tensor:

@@ -70,7 +70,7 @@ class LRU(nn.Module):
         Where `mask` (batch, L) is False the input counts as zero; outputs there mean nothing.
         """
         if mask is not None:
-            u = u * mask[..., None]
+            u = torch.where(mask[..., None], u, 0.0)
         gamma = self.gamma_log.exp()[:, None]
         return diagonal_lti(
             precise(self.nu_log).exp(),

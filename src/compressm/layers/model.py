@@ -51,6 +51,8 @@ class SequenceModel(nn.Module):
         sequence of length 0 is classified as if its features were zero.
         """
         mask = None if lengths is None else lengths_to_mask(lengths, x.shape[0], x.shape[1])
+        if mask is not None:  # padding may hold anything: NaN, or no token at all
+            x = torch.where(mask if x.ndim == 2 else mask[..., None], x, 0)
         x = self._lay_out(self.encoder(x))
         for block in self.blocks:
             x = block(x, mask)

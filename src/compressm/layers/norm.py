@@ -54,8 +54,7 @@ class MaskedBatchNorm(SequenceNorm):
         """The normalised x (batch, L, H); `mask` (batch, L) is True where data is."""
         if not self.training or x.numel() == 0:
             return self._evaluate(x)
-        weight = None if mask is None else mask[..., None].to(x.dtype)
-        y, mean, var, count = _Standardize.apply(x, weight, self.eps)
+        y, mean, var, count = _Standardize.apply(x, None if mask is None else mask[..., None], self.eps)
         self._track(mean, var, count)
         return y
 
@@ -78,39 +77,39 @@ class MaskedBatchNorm(SequenceNorm):
 
 
 class _Standardize(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) over the first two dimensions, weighted by a mask of ones and zeros."""
+    """(x - mean) / sqrt(var + eps) over the first two dimensions; where the mask (batch, L, 1) is False, x is 0."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        if weight is None:
+        if mask is None:
             count = torch.full((), x.shape[0] * x.shape[1], dtype=wide.dtype, device=x.device)
-            mean = wide.mean((0, 1))
-            centred = wide - mean
-            var = torch.linalg.vector_norm(centred, dim=(0, 1)).square() / count
         else:
-            count = weight.sum(dtype=wide.dtype)
-            mean = (wide * weight).sum((0, 1)) / count.clamp(min=1)
-            centred = wide - mean
-            var = torch.linalg.vector_norm(centred * weight, dim=(0, 1)).square() / count.clamp(min=1)
+            wide = torch.where(mask, wide, 0.0)
+            count = mask.sum(dtype=wide.dtype)
+        total = count.clamp(min=1)
+        mean = wide.sum((0, 1)) / total
+        centred = wide - mean
+        spread = centred if mask is None else centred * mask
+        var = torch.linalg.vector_norm(spread, dim=(0, 1)).square() / total
         scale = torch.rsqrt(var + eps)
         y = centred.mul_(scale)
-        ctx.save_for_backward(y, weight, scale, count)
+        ctx.save_for_backward(y, mask, scale, total)
         ctx.mark_non_differentiable(mean, var, count)
         return y.to(x.dtype), mean, var, count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        y, weight, scale, count = ctx.saved_tensors
-        total = count.clamp(min=1)
+        y, mask, scale, total = ctx.saved_tensors
         wide = grad.to(y.dtype)
         offset = wide.sum((0, 1)) / total
         slope = (wide * y).sum((0, 1)) / total
         through = torch.addcmul(offset, y, slope)  # what flows back through the statistics
-        if weight is not None:
-            through *= weight
-        return torch.sub(wide, through).mul_(scale).to(grad.dtype), None, None
+        result = torch.sub(wide, through).mul_(scale)
+        if mask is not None:
+            result *= mask
+        return result.to(grad.dtype), None, None
 
 
 class MaskedLayerNorm(SequenceNorm):
