@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compressm.adapters.base import Form, StateSpaceAdapter
 from compressm.adapters.pullbacks import InputWeights, OutputWeights
 from compressm.adapters.registry import register_adapter
-from compressm.adapters.update import LayerUpdate, Reset, Select, StateMap
+from compressm.adapters.update import LayerUpdate, Reset, Select
 from compressm.errors import AdapterError
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.result import Reduction
@@ -20,6 +20,8 @@ from compressm.reduction.result import Reduction
 # |c b| 1e-6 for l > 0.
 _SMALLEST_RADIUS = 1e-6
 _LARGEST_LOG = math.log(1 - 2**-53)
+_BY_ROW = ("nu_log", "theta_log", "gamma_log", "B_re", "B_im")  # the dimension of the states
+_BY_COLUMN = ("C_re", "C_im")
 
 _logger = logging.getLogger(__name__)
 
@@ -48,13 +50,12 @@ class LRUAdapter(StateSpaceAdapter):
         """The parameters of the reduced system."""
         if reduction.restrict is None or reduction.embed is None:
             raise AdapterError("LRU: a reduction without maps between old and new states cannot be written.")
-        system = reduction.system
-        keep = reduction.keep
-        log_pole = self._log_poles(layer)[keep] if keep is not None else _log(system)
+        if reduction.keep is not None:
+            return self._select(layer, reduction.keep)
+        system, log_pole = reduction.system, _log(reduction.system)
         nu, theta = -log_pole.real, torch.remainder(log_pole.imag, 2 * torch.pi)
         theta = torch.where(theta > 0, theta, torch.full_like(theta, 2 * torch.pi))
-        old_gain = _double(layer, "gamma_log").exp()
-        gain = old_gain[keep] if keep is not None else (-torch.expm1(-2 * nu)).sqrt()
+        gain = (-torch.expm1(-2 * nu)).sqrt()
         b = system.b / gain.unsqueeze(-1)
         tensors = {
             "nu_log": torch.log(nu),
@@ -65,17 +66,23 @@ class LRUAdapter(StateSpaceAdapter):
             "C_re": system.c.real.clone(),
             "C_im": system.c.imag.clone(),
         }
-        maps: tuple[StateMap, ...]
-        if keep is not None:
-            maps = (
-                Select(("nu_log", "theta_log", "gamma_log", "B_re", "B_im"), keep, 0),
-                Select(("C_re", "C_im"), keep, 1),
-            )
-        else:
-            inputs = InputWeights("B_re", "B_im", "gamma_log", reduction.embed, old_gain, gain, system.b)
-            outputs = OutputWeights("C_re", "C_im", reduction.restrict)
-            maps = (inputs.pullback(), outputs.pullback(), Reset(("nu_log", "theta_log")))
+        old_gain = _double(layer, "gamma_log").exp()
+        inputs = InputWeights("B_re", "B_im", "gamma_log", reduction.embed, old_gain, gain, system.b)
+        outputs = OutputWeights("C_re", "C_im", reduction.restrict)
+        maps = (inputs.pullback(), outputs.pullback(), Reset(("nu_log", "theta_log")))
         return LayerUpdate(system.order, tensors, maps=maps)
+
+    @staticmethod
+    def _select(layer: nn.Module, keep: Tensor) -> LayerUpdate:
+        maps = tuple(Select(names, keep, dim) for dim, names in enumerate((_BY_ROW, _BY_COLUMN)))
+        tensors = {
+            name: torch.index_select(
+                layer.get_parameter(name).detach(), m.dim, keep.to(layer.get_parameter(name).device)
+            )
+            for m in maps
+            for name in m.names
+        }
+        return LayerUpdate(len(keep), tensors, maps=maps)
 
     @staticmethod
     def _log_poles(layer: nn.Module) -> Tensor:
