@@ -70,6 +70,7 @@ def test_what_is_wrong_is_named_with_what_was_wanted(assignment: str, message: s
     [
         (("compression.discard=0.1", "compression.orders=[5]"), "discard and orders contradict"),
         (("compression.drop=0.1", "compression.orders=[5]"), "orders and drop contradict"),
+        (("compression.bound=1", "compression.reference=initial"), "reference goes with discard, not with bound"),
         (("compression.at=[5]", "compression.every=2"), "at and every contradict"),
         (("compression.cuts=2", "compression.every=2"), "cuts and every contradict"),
         (("compression.at=[5]", "compression.window=[1, 9]"), "at and window contradict"),

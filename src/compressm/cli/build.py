@@ -16,7 +16,7 @@ from compressm.cli.objective import Objective
 from compressm.data.dataset import Dataset
 from compressm.layers.config import ModelConfig
 from compressm.layers.model import SequenceModel
-from compressm.reduction.criteria import Criterion, FixedFraction, FixedOrder
+from compressm.reduction.criteria import Criterion, ErrorBound, FixedFraction, FixedOrder, HankelEnergy
 from compressm.settings import CompressionSettings
 from compressm.training.compressor import InTrainingCompressor
 from compressm.training.guard import Guard
@@ -82,12 +82,21 @@ def build_compressor(
         settings=build_settings(options, chosen),
         criteria=build_criteria(options),
         guard=guard,
+        calibration_steps=options.calibration_steps,
     )
 
 
 def build_settings(options: CompressionConfig, chosen: Preset) -> CompressionSettings:
-    """The preset's settings, with the tolerance asked for."""
-    return chosen.settings if options.discard is None else chosen.discarding(options.discard)
+    """The preset's settings, with what the options give in their place."""
+    criterion = chosen.settings.criterion
+    if options.bound is not None:
+        criterion = ErrorBound(options.bound)
+    elif isinstance(criterion, HankelEnergy):
+        discard = criterion.discard if options.discard is None else options.discard
+        criterion = HankelEnergy(discard, options.reference or criterion.reference)
+    names = ("multiple", "floor", "minimum_gain", "optimizer_policy")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return replace(chosen.settings, criterion=criterion, **given)
 
 
 def build_criteria(options: CompressionConfig) -> Sequence[Criterion]:

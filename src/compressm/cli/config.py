@@ -10,6 +10,8 @@ from compressm.data.normalisation import Scaling
 from compressm.errors import ConfigError
 from compressm.layers.config import LayerKind
 from compressm.layers.norm import NormKind
+from compressm.reduction.criteria import Reference
+from compressm.surgery.policy import StatePolicy
 
 
 class OptimizerKind(Enum):
@@ -22,10 +24,10 @@ class OptimizerKind(Enum):
 class PresetName(Enum):
     """Named settings of cuts, see `compressm.training.presets`."""
 
-    DEFAULT = "default"
-    PAPER = "paper"
-    DATA = "data"
-    WHITE = "white"
+    DEFAULT = "default"  # weighted by data and loss, real output
+    DATA = "data"  # the same without the loss
+    WHITE = "white"  # classical Gramians, real output
+    PAPER = "paper"  # as published
 
 
 class RateSchedule(Enum):
@@ -116,7 +118,9 @@ class CompressionConfig:
 
     When: `cuts` equidistant cuts in `window` (first, last step), or every `every` steps (inside `window` where given),
     or `at` the given steps. How far: by `discard` (fraction of the sum of Hankel singular values), or the k-th cut to
-    the k-th of `orders`, or a fraction `drop` of the states at each cut. `guard` takes a cut back where the
+    the k-th of `orders`, or a fraction `drop` of the states at each cut, or as far as the `bound` on the H-infinity
+    error allows. `reference`, `multiple`, `floor`, `minimum_gain` and `optimizer_policy` are those of
+    `CompressionSettings`; `calibration_steps` before a cut are captured. `guard` takes a cut back where the
     validation metric is worse by more than this after `guard_probe` steps.
     """
 
@@ -129,12 +133,19 @@ class CompressionConfig:
     discard: float | None = None
     orders: tuple[int, ...] | None = None
     drop: float | None = None
+    bound: float | None = None
+    reference: Reference | None = None
+    multiple: int | None = None
+    floor: int | None = None
+    minimum_gain: float | None = None
+    optimizer_policy: StatePolicy | None = None
+    calibration_steps: int = 2
     guard: float | None = None
     guard_probe: int = 50
 
     def __post_init__(self) -> None:
         """Check ranges and contradictions."""
-        how = [name for name in ("discard", "orders", "drop") if getattr(self, name) is not None]
+        how = [name for name in ("discard", "orders", "drop", "bound") if getattr(self, name) is not None]
         if len(how) > 1:
             raise ConfigError(f"compression: {' and '.join(how)} contradict each other; give one of them.")
         when = [name for name in ("cuts", "at", "every") if getattr(self, name) is not None]
@@ -154,6 +165,11 @@ class CompressionConfig:
         for name in ("orders", "at"):
             for value in getattr(self, name) or ():
                 _at_least(f"compression.{name}", value, 1)
+        if self.reference is not None and how and how != ["discard"]:
+            raise ConfigError(f"compression: reference goes with discard, not with {how[0]}.")
+        for name, least in (("multiple", 1), ("floor", 1), ("calibration_steps", 0)):
+            if getattr(self, name) is not None:
+                _at_least(f"compression.{name}", getattr(self, name), least)
         if self.orders is not None:
             self._check_orders(self.orders)
 

@@ -46,6 +46,7 @@ def draw_spectra(path: Path, layers: Mapping[str, Sequence[SpectrumLine]], title
             panel.set_xlim(left=0)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             panel.set(title=name, xlabel="index i", ylabel=r"$\sigma_i\,/\,\sigma_1$")
-            panel.legend(loc="best")
+            if lines:
+                panel.legend(loc="best")
         hide_rest(axes, len(layers))
         figure.suptitle(title, x=0.01, ha="left", fontsize=12)
