@@ -8,7 +8,7 @@ import torch
 
 from compressm.errors import UnsupportedReductionError
 from compressm.linalg.balancing import numerical_rank
-from compressm.linalg.forms import Frame, in_frame
+from compressm.linalg.forms import Frame, in_frame, strictly_causal
 from compressm.linalg.gramians import GramianFactors
 from compressm.linalg.hankel import HankelSpectrum
 from compressm.linalg.modal import modal_basis
@@ -76,32 +76,22 @@ def reduce_diagonal(
     rank = numerical_rank(weighting.spectrum.values)
     notes: list[str] = []
     for states in range(min(choice.states, rank), 0, -1):
-        projected = reducer.reduce(dense, weighting.factors, weighting.spectrum, states)
-        refusal = _check_stability(system, projected, weighting, limits)
-        if (
-            refusal is not None and weighting.guarantees_stability
-        ):  # only round-off can do that: the last digits of sigma
-            notes.append(f"{refusal.reason}; lower order tried")
+        projected = _project(system, dense, weighting, states, reducer, limits)
+        if isinstance(projected, Refusal):
+            if projected.unstable:
+                return projected
+            notes.append(projected.reason)
             continue
-        if refusal is not None:
-            return refusal
         basis = modal_basis(projected.system.a, merge_pairs=frame is Frame.REAL)
         if not basis.conditioning <= limits.conditioning:
-            notes.append(
-                f"{states} states: eigenvectors too ill-conditioned ({basis.conditioning:.1e}); lower order tried"
-            )
+            notes.append(f"{states} states: eigenvectors too ill-conditioned ({basis.conditioning:.1e})")
             continue
         if basis.slots <= choice.slots:
             return _reduction(store(system, projected, basis, frame), choice, basis.conditioning, weighting, notes)
     if rank == 0:
-        return _reduction(
-            nothing(system),
-            replace(choice, slots=max(choice.slots, 1) if choice.exact else 1, exact=True),
-            1.0,
-            weighting,
-            notes,
-        )
-    return Refusal("no order could be diagonalized: " + "; ".join(notes[-2:]))
+        stored = nothing(system, _feedthrough(system, reducer))
+        return _reduction(stored, _at_least_one_slot(choice), 1.0, weighting, notes)
+    return Refusal("no order could be diagonalized: " + _condensed(notes))
 
 
 def reduce_dense(
@@ -113,22 +103,20 @@ def reduce_dense(
     if rank < choice.states:
         notes.append(f"numerical rank is {rank}: {choice.states} states cannot be told apart")
     for states in range(min(choice.states, rank), 0, -1):
-        projected = reducer.reduce(system, weighting.factors, weighting.spectrum, states)
-        refusal = _check_stability(system, projected, weighting, limits)
-        if refusal is not None and weighting.guarantees_stability:
-            notes.append(f"{refusal.reason}; lower order tried")
+        projected = _project(system, system, weighting, states, reducer, limits)
+        if isinstance(projected, Refusal):
+            if projected.unstable:
+                return projected
+            notes.append(projected.reason)
             continue
-        if refusal is not None:
-            return refusal
         small, w, v = projected.system, projected.projection.w.mT, projected.projection.v
         return _dense_reduction(small, w, v, small.order, choice, weighting, notes)
     if rank == 0:
         empty = torch.zeros(0, system.order, dtype=torch.float64)
         a, b, c = empty.new_zeros(0, 0), empty.new_zeros(0, system.inputs), empty.new_zeros(system.outputs, 0)
-        least = replace(choice, slots=max(choice.slots, 1) if choice.exact else 1, exact=True)
-        small = replace(system, a=a, b=b, c=c, log_a=None)
-        return _dense_reduction(small, empty, empty.mT, 0, least, weighting, notes)
-    return Refusal("no order gave a stable system: " + "; ".join(notes[-2:]))
+        small = replace(system, a=a, b=b, c=c, d=_feedthrough(system, reducer), log_a=None)
+        return _dense_reduction(small, empty, empty.mT, 0, _at_least_one_slot(choice), weighting, notes)
+    return Refusal("no order gave a stable system: " + _condensed(notes))
 
 
 def reduce_by_selection(system: StateSpace, keep: torch.Tensor) -> Reduction:
@@ -137,6 +125,40 @@ def reduce_by_selection(system: StateSpace, keep: torch.Tensor) -> Reduction:
     maps = ConjugateLinear(rows), ConjugateLinear(rows.mT.clone())
     order = len(keep) * (2 if system.is_complex and system.output == "real" else 1)
     return Reduction(select_states(system, keep), order, *maps, keep, 1.0, GramianSource.WHITE, GramianSource.WHITE)
+
+
+def _project(
+    system: StateSpace, dense: StateSpace, weighting: Weighting, states: int, reducer: Reducer, limits: Limits
+) -> Projected | Refusal:
+    """The reduced system, or why this order cannot be had; `unstable` only where the Gramians are to blame."""
+    try:
+        projected = reducer.reduce(dense, weighting.factors, weighting.spectrum, states)
+    except UnsupportedReductionError as error:
+        return Refusal(str(error))
+    refusal = _check_stability(system, projected, weighting, limits)
+    if refusal is None:
+        return projected
+    # with Gramians that guarantee stability only round-off is left: the last states have hardly a digit of their own
+    return replace(refusal, unstable=not weighting.guarantees_stability)
+
+
+def _feedthrough(system: StateSpace, reducer: Reducer) -> torch.Tensor | None:
+    """D of the system without any state: for a reducer of the textbook form, h_0 = D + C B is all that is left."""
+    return strictly_causal(system).d if reducer.changes_feedthrough else system.d
+
+
+def _at_least_one_slot(choice: OrderChoice) -> OrderChoice:
+    return replace(choice, slots=max(choice.slots, 1) if choice.exact else 1, exact=True)
+
+
+def _fallbacks(notes: list[str]) -> tuple[str, ...]:
+    return (_condensed(notes) + "; a lower order was taken",) if notes else ()
+
+
+def _condensed(notes: list[str]) -> str:
+    if len(notes) <= 2:
+        return "; ".join(notes)
+    return f"{notes[0]}; {len(notes) - 2} more like it; {notes[-1]}"
 
 
 def _dense_reduction(
@@ -151,7 +173,7 @@ def _dense_reduction(
     if choice.exact:
         system, restrict, embed = pad_dense(system, restrict, embed, choice.slots)
     maps = ConjugateLinear(restrict), ConjugateLinear(embed)
-    return Reduction(system, real_order, *maps, None, 1.0, *_sources(weighting), tuple(notes))
+    return Reduction(system, real_order, *maps, None, 1.0, *_sources(weighting), _fallbacks(notes))
 
 
 def _reduction(
@@ -167,7 +189,7 @@ def _reduction(
         None,
         conditioning,
         *_sources(weighting),
-        tuple(notes),
+        _fallbacks(notes),
     )
 
 

@@ -104,10 +104,12 @@ def pad_dense(system: StateSpace, restrict: Tensor, embed: Tensor, slots: int) -
     return replace(system, a=a, b=b, c=c), restrict, embed
 
 
-def nothing(full: StateSpace) -> StoredSystem:
-    """The stored form of a system whose input-output map is zero: no states."""
+def nothing(full: StateSpace, feedthrough: Tensor | None) -> StoredSystem:
+    """The stored form of a system whose input-output map is `feedthrough` only: no states."""
     n, empty = full.order, torch.zeros(0, dtype=torch.complex128)
-    system = replace(full, a=empty, b=empty.new_zeros(0, full.inputs), c=empty.new_zeros(full.outputs, 0), log_a=None)
+    system = replace(
+        full, a=empty, b=empty.new_zeros(0, full.inputs), c=empty.new_zeros(full.outputs, 0), d=feedthrough, log_a=None
+    )
     rows, columns = empty.new_zeros(0, n), empty.new_zeros(n, 0)
     return StoredSystem(system, ConjugateLinear(rows, rows), ConjugateLinear(columns, columns), 0)
 
