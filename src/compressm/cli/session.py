@@ -27,6 +27,7 @@ from compressm.cli.stored import KIND
 from compressm.data.batching import EVALUATION_BATCH, Batcher
 from compressm.data.dataset import Dataset
 from compressm.errors import ConfigError, DataError
+from compressm.ops import keep_freed_memory
 from compressm.training.loop import LoopSettings, LoopState, fit
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class _Parts:
 
 def _training(config: RunConfig, dataset: Dataset) -> _Parts:
     torch.set_num_threads(config.training.threads or torch.get_num_threads())
+    keep_freed_memory()
     return _Parts(config, dataset)
 
 
