@@ -119,18 +119,34 @@ def test_the_papers_preset_has_a_bound_and_no_cut_is_a_choice(
 
 
 def test_the_guard_takes_a_cut_back_and_the_report_says_so(command: Command, tiny: list[str], tmp_path: Path) -> None:
-    arguments = ["--at", "12", "--orders", "1", "--guard", "0", "--guard-probe", "2", "--lr", "0"]
-    result = command("train", "-q", "--run", tmp_path / "run", *tiny, *arguments, "--steps", "20")
-    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    back = [r for r in records if r["kind"] == "rolled_back"]
-    before, after = (
-        next(r["accuracy"] for r in records if r.get("moment") == moment) for moment in ("before_cut", "after_cut")
-    )
+    arguments = ["--steps", "80", "--at", "70", "--orders", "1", "--guard", "0.02", "--guard-probe", "2"]
+    result = command("train", "-q", "--run", tmp_path / "run", *tiny, "--lr", "0.01", *arguments)
     assert result.code == 0
-    assert len(back) == (1 if after < before else 0)
-    if back:
-        assert "taken back at step 14" in result.out
-        assert "16 → 1 → 16" in result.out
+    back = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "rolled_back"]
+    assert [(r["step"], r["cut_step"]) for r in back] == [(72, 70)]
+    assert back[0]["after"] < back[0]["before"] - 0.02
+    assert "taken back at step 72" in " ".join(result.out.split())
+    assert "16 → 1 → 16" in result.out
+    assert open_stored(tmp_path / "run").model.blocks[0].ssm.order == 16
+
+
+@pytest.mark.parametrize("kind", [["--layer", "dense"], ["--bidirectional"], ["--blocks", "2", "--width", "6"]])
+def test_other_models_are_trained_cut_analysed_and_read_back(
+    command: Command, tiny: list[str], tmp_path: Path, kind: list[str]
+) -> None:
+    folder = tmp_path / "run"
+    arguments = [*tiny, "--orders", "9,6", *kind]
+    assert command("train", "-q", "--run", folder, *arguments).code == 0
+    orders = [layer["order_after"] for layer in _cuts(folder)[-1]["report"]["layers"]]
+    assert len(orders) == (1 if "dense" in kind else 2)
+    assert all(order <= 6 for order in orders)
+    result = command("analyze", folder, "--picture", tmp_path / "a.png")
+    assert result.code == 0
+    assert command("eval", folder).code == 0
+
+
+def _cuts(folder: Path) -> list[dict[str, Any]]:
+    return [r for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "cut"]
 
 
 @pytest.mark.parametrize("kind", ["classes", "values"])
