@@ -297,3 +297,11 @@ def test_an_analysis_changes_nothing_and_draws_no_random_numbers() -> None:
     decide(layer, coloured(0))
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
+
+
+def test_states_that_overflow_on_the_captured_passes() -> None:
+    layer = make(DenseSSM, order=4)
+    with torch.no_grad():
+        layer.A.mul_(3)
+    with pytest.raises(UnstableSystemError, match=r"^blocks\.0\.ssm: .*spectral radius is [23]\."):
+        decide(layer, Capture([(torch.randn(2, 500, 4), None)], [(torch.randn(2, 500, 4), None)]))

@@ -160,13 +160,21 @@ class LayerAnalysis:
 
     @cached_property
     def _data_factor(self) -> Tensor | None:
-        moments = controllability_moments(self._balanced, self.capture, self.frame)
-        return None if moments is None else moment_factor(moments)
+        return self._factor(controllability_moments(self._balanced, self.capture, self.frame))
 
     @cached_property
     def _loss_factor(self) -> Tensor | None:
-        moments = observability_moments(self._balanced, self.capture, self.frame)
-        return None if moments is None else moment_factor(moments)
+        return self._factor(observability_moments(self._balanced, self.capture, self.frame))
+
+    def _factor(self, moments: Tensor | None) -> Tensor | None:
+        if moments is None:
+            return None
+        if not bool(torch.isfinite(moments).all()):
+            self.system.require_stable(self.ref.name)
+            raise InvalidSystemError(
+                f"{self.ref.name}: the states overflow on the captured passes; scale weights or inputs down."
+            )
+        return moment_factor(moments)
 
 
 def read_system(ref: LayerRef) -> StateSpace:

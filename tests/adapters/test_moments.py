@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -214,3 +216,20 @@ def test_passes_in_other_dtypes(dtype: torch.dtype) -> None:
     assert close(
         observability_moments(system, capture, Frame.COMPLEX), mean_outer(states(system, gradient, reverse=True))[0]
     )
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-12, 1e12, 1e25])
+@pytest.mark.parametrize("what", ["inputs", "weights"])
+def test_sizes_whose_squares_leave_single_precision(size: float, what: str) -> None:
+    system, u = system_of(make(LRU)), inputs(2, 10, 3)
+    wanted = mean_outer(states(system, u))[0] * size**2
+    if what == "weights":
+        system = replace(system, b=system.b * size)
+    else:
+        u = u * size
+    assert close(controllability_moments(system, Capture([(u, None)]), Frame.COMPLEX), wanted)
+
+
+def test_an_output_that_overflows_has_no_change() -> None:
+    system = system_of(make(LRU))
+    assert output_change(replace(system, c=system.c * 1e30), system, Capture([(inputs(2, 9, 3) * 1e30, None)])) is None

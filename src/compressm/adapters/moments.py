@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -38,24 +40,30 @@ def observability_moments(system: StateSpace, capture: Capture, frame: Frame) ->
 
 
 def output_change(system: StateSpace, reduced: StateSpace, capture: Capture, sequences: int = 16) -> float | None:
-    """|y_r - y| / |y| over some captured sequences, D included; None without captured inputs."""
+    """|y_r - y| / |y| over some captured sequences, D included; None without captured inputs, or where y overflows."""
     if not capture.inputs:
         return None
     u, mask = capture.inputs[-1]
-    u = u[:sequences].detach().cpu().float()
+    u = _without_padding(u[:sequences], None if mask is None else mask[:sequences]).cpu()
     keep = None if mask is None else mask[:sequences].cpu().bool().unsqueeze(-1)
-    u = u if keep is None else u * keep
     y, y_reduced = _single(system).simulate(u), _single(reduced).simulate(u)
     if keep is not None:
         y, y_reduced = y * keep, y_reduced * keep
     size = float(torch.linalg.vector_norm(y.double()))
     change = float(torch.linalg.vector_norm((y_reduced - y).double()))
+    if not isfinite(size + change):
+        return None
     return change / size if size > 0 else float(change > 0)
 
 
 def _mean_outer_products(
     system: StateSpace, passes: Iterable[tuple[Tensor, Tensor | None]], tokens: int, frame: Frame
 ) -> Tensor | None:
+    passes = [(_without_padding(values, mask), mask) for values, mask in passes]
+    # States are simulated in single precision: at size 1, so that their squares neither overflow nor vanish.
+    size = _largest(values for values, _ in passes), _largest([system.b])
+    system = replace(system, b=system.b / size[1])
+    passes = [(values / size[0], mask) for values, mask in passes]
     total: Tensor | None = None
     count = 0.0
     stride = max(1, -(-tokens // _MAX_SAMPLES))
@@ -69,7 +77,7 @@ def _mean_outer_products(
             total = outer if total is None else total + outer
     if total is None or count == 0:
         return None
-    return (total / count).cpu()
+    return (total / count).cpu() * (size[0] * size[1]) ** 2
 
 
 def _state_chunks(
@@ -79,10 +87,7 @@ def _state_chunks(
     device = u.device if u.device.type == "cuda" else torch.device("cpu")
     single = torch.complex64 if system.is_complex else torch.float32
     a, b = system.a.to(device, single), system.b.to(device, single)
-    u = u.detach().to(device, torch.float32)
-    if mask is not None:
-        mask = mask.to(device).bool()
-        u = u * mask.unsqueeze(-1)
+    u, mask = u.to(device), None if mask is None else mask.to(device).bool()
     batch, length, _ = u.shape
     x = torch.zeros(batch, system.order, dtype=single, device=device)
     for start in range(0, length, _CHUNK):
@@ -95,6 +100,16 @@ def _state_chunks(
         if kept:
             weights = None if mask is None else torch.cat([mask[:, k] for k, _ in kept])
             yield torch.cat([state for _, state in kept]), weights
+
+
+def _without_padding(values: Tensor, mask: Tensor | None) -> Tensor:
+    values = values.detach().float()
+    return values if mask is None else values.masked_fill(~mask.bool().unsqueeze(-1), 0)
+
+
+def _largest(tensors: Iterable[Tensor]) -> float:
+    """The largest absolute value, 1 where there is none."""
+    return max((float(t.abs().max()) for t in tensors if t.numel()), default=0.0) or 1.0
 
 
 def _coordinates(states: Tensor, frame: Frame) -> Tensor:
