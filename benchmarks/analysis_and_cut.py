@@ -1,0 +1,171 @@
+"""White-input analysis of one LRU layer and its cut to a quarter: time and memory.
+
+    python benchmarks/analysis_and_cut.py            # (N, H) = (256, 8) and (512, 256)
+    python benchmarks/analysis_and_cut.py --smoke    # tiny layers, a few seconds
+
+"analysis and cut" is what a training run waits for: `compress_` as a user calls it, with the layer read and verified,
+Gramian factors, Hankel singular values, balancing, re-diagonalisation and writing back; the estimated H-infinity and
+the H2 error of the report are timed apart. Initial layers have poles all over the ring. Crowded ones have a quarter of
+their poles next to another one, so that the Gramians are numerically singular and their factors come from the slower,
+accurate elimination. Peak memory is the growth of the resident set, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from _report import RESULTS, table, write
+from torch import nn
+
+from compressm.compress import compress_
+from compressm.layers import LRU
+from compressm.linalg.gramians import gramian_factors
+from compressm.linalg.hankel import hankel_spectrum
+from compressm.linalg.norms import difference, h2_norm, hinf_estimate
+from compressm.linalg.statespace import StateSpace
+from compressm.reduction.criteria import FixedFraction, OrderChoice
+from compressm.reduction.reduce import Limits, Weighting, reduce_diagonal
+from compressm.reduction.reducers import BalancedTruncation
+from compressm.reduction.result import GramianSource, Reduction
+from compressm.settings import CompressionSettings
+
+SETTINGS = CompressionSettings(
+    criterion=FixedFraction(0.75), controllability=GramianSource.WHITE, observability=GramianSource.WHITE
+)
+# N, H, seconds that analysis and cut may take
+SHAPES = [(256, 8, 0.5), (512, 256, 3.0)]
+SMOKE_SHAPES = [(16, 2, 0.5), (12, 20, 0.5)]
+KINDS = ("initial", "crowded")
+
+
+def layer(kind: str, order: int, width: int) -> LRU:
+    """An LRU as initialised, or one with a quarter of its poles beside others."""
+    model = LRU(width, order, generator=torch.Generator().manual_seed(0))
+    if kind == "crowded":
+        with torch.no_grad():
+            quarter = order // 4
+            model.nu_log[:quarter] = model.nu_log[-quarter:]
+            model.theta_log[:quarter] = model.theta_log[-quarter:] + 1e-4
+    return model
+
+
+def system_of(model: LRU) -> StateSpace:
+    from compressm.adapters.registry import find_layers
+
+    (ref,) = find_layers(nn.ModuleList([model]))
+    return ref.adapter.read(ref.module).to_double()
+
+
+def timed(call: Callable[[], object], repeats: int) -> tuple[float, object]:
+    """Median seconds, and what the last call returned."""
+    times, result = [], None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times), result
+
+
+def measure(kind: str, order: int, width: int, allowed: float, repeats: int) -> dict[str, object]:
+    """The whole, its parts, and memory."""
+    system = system_of(layer(kind, order, width))
+    slots = order // 4
+    factoring, factors = timed(lambda: gramian_factors(system), repeats)
+    decomposing, spectrum = timed(lambda: hankel_spectrum(factors), repeats)
+    weighting = Weighting(factors, spectrum, GramianSource.WHITE, GramianSource.WHITE)
+    choice = OrderChoice(2 * slots, slots)
+    reducing, reduction = timed(
+        lambda: reduce_diagonal(system, weighting, choice, BalancedTruncation(), Limits()), repeats
+    )
+    assert isinstance(reduction, Reduction), "the layer cannot be cut; nothing was measured"
+    error = difference(system, reduction.system)
+    estimating, _ = timed(lambda: hinf_estimate(error), repeats)
+    squaring, _ = timed(lambda: h2_norm(error), repeats)
+    whole = []
+    for _ in range(repeats):
+        models = nn.ModuleList([layer(kind, order, width)])
+        start = time.perf_counter()
+        report = compress_(models, SETTINGS)
+        whole.append(time.perf_counter() - start)
+        assert report.layers[0].order_after <= slots, "the layer was not cut; nothing was measured"
+    total = factoring + decomposing + reducing
+    return {
+        "layer": kind,
+        "N": order,
+        "H": width,
+        "to": reduction.order,
+        "factors s": factoring,
+        "values s": decomposing,
+        "reduction s": reducing,
+        "analysis and cut s": total,
+        "allowed s": allowed,
+        "within": "yes" if total <= allowed else "no",
+        "H-infinity estimate s": estimating,
+        "H2 error s": squaring,
+        "compress_ s": statistics.median(whole),
+        "peak memory MB": peak_memory(kind, order, width),
+    }
+
+
+def peak_memory(kind: str, order: int, width: int) -> float:
+    """Growth of the resident set over one `compress_`, in MB, measured in a fresh process."""
+    command = [sys.executable, __file__, "--memory-of", kind, str(order), str(width)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def print_memory(kind: str, order: int, width: int) -> None:
+    compress_(nn.ModuleList([layer("initial", 8, 2)]), SETTINGS)  # what the first cut of a process loads
+    models = nn.ModuleList([layer(kind, order, width)])
+    before = peak_resident_mb()
+    compress_(models, SETTINGS)
+    print(peak_resident_mb() - before)
+
+
+def peak_resident_mb() -> float:
+    """The largest resident set so far. getrusage would start from the parent's: Linux hands it on to children."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes; results are printed, not kept")
+    parser.add_argument("--threads", type=int, help="number of threads (torch's default otherwise)")
+    parser.add_argument("--repeats", type=int, default=5, help="repetitions, of which the median is told")
+    parser.add_argument("--memory-of", nargs=3, metavar=("KIND", "N", "H"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print_memory(options.memory_of[0], *(int(n) for n in options.memory_of[1:]))
+        return
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    shapes, repeats = (SMOKE_SHAPES, 1) if options.smoke else (SHAPES, options.repeats)
+    rows = [measure(kind, *shape, repeats) for shape in shapes for kind in KINDS]
+    parts = ("factors s", "values s", "reduction s", "H-infinity estimate s", "H2 error s")
+    same = ("layer", "N", "H", "to")
+    measured = {
+        "Analysis and cut to a quarter": [{k: v for k, v in row.items() if k not in parts} for row in rows],
+        "Parts": [{k: row[k] for k in (*same, *parts)} for row in rows],
+    }
+    for heading, lines in measured.items():
+        print(f"{heading}\n{table(lines)}\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        name = f"analysis_and_cut_threads_{torch.get_num_threads()}"
+        path = write(name, "Analysis and cut", measured, Path(scratch) if options.smoke else RESULTS)
+        print(f"written: {path.name}")
+
+
+if __name__ == "__main__":
+    main()
