@@ -17,7 +17,7 @@ from compressm.cli.app import run
 TINY = [
     "--blocks", "1", "--width", "8", "--order", "16", "--batch-size", "16", "--steps", "24", "--threads", "1",
     "--at", "6,12", "--eval-every", "10", "--checkpoint-every", "10", "--set", "training.log_every=4",
-    "--set", "output.tensorboard=false",
+    "--set", "output.tensorboard=false", "--set", "output.pictures=false",
 ]  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def tiny() -> list[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny run on `digits`, for tests that only read it."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    if run(["train", "digits", "--quiet", "--run", str(folder), *TINY]) != 0:
+    if run(["train", "digits", "--quiet", "--run", str(folder), *TINY, "--set", "output.pictures=true"]) != 0:
         pytest.fail("the tiny run failed")
     return folder
 

@@ -39,7 +39,7 @@ def test_tensorboard_events_hold_one_value_a_step_also_after_a_resume(
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = tmp_path / "run"
-    arguments = [*tiny, "--set", "output.tensorboard=true", "--set", "output.pictures=false"]
+    arguments = [*tiny, "--set", "output.tensorboard=true"]
     assert command("train", "-q", "--run", folder, *arguments).code == 0
     shutil.rmtree(folder / "checkpoints" / "step-00000024")  # as if it had been killed after step 20
     assert command("train", "-q", "--resume", folder).code == 0

@@ -30,8 +30,8 @@ def reference(kill_resume, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("point", range(POINTS))
 def test_killed_at_a_random_moment(kill_resume, command: Command, reference: Path, tmp_path: Path, point: int) -> None:
     generator = random.Random(point)
-    third = kill_resume.STEPS // POINTS
-    step = generator.randint(point * third, (point + 1) * third - 8)
+    part = kill_resume.STEPS * 7 // 10 // POINTS  # the last steps are left out, for a busy machine may be late
+    step = generator.randint(point * part, (point + 1) * part)
     folder = tmp_path / "run"
     kill_resume.kill_at(folder, step, generator.uniform(0, 0.1), *kill_resume.ARGUMENTS, "--run", str(folder))
     assert not (folder / "results.json").exists(), "the run was over before it could be killed"

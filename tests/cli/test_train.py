@@ -88,13 +88,13 @@ def test_the_same_seed_gives_the_same_run_and_seed_0_is_a_seed(
     reference = without_clock(read_metrics(finished / "metrics.jsonl"))
     for seed, same in ((0, True), (1, False)):
         folder = tmp_path / str(seed)
-        arguments = [*tiny, "--set", "output.pictures=false"]
+        arguments = [*tiny]
         assert command("train", "-q", "--run", folder, "--seed", seed, *arguments).code == 0
         assert (without_clock(read_metrics(folder / "metrics.jsonl")) == reference) is same
 
 
 def test_orders_are_reached_one_a_cut_and_tables_are_shown(command: Command, tiny: list[str], tmp_path: Path) -> None:
-    result = command("train", "--run", tmp_path / "run", *tiny, "--orders", "11,5", "--set", "output.pictures=false")
+    result = command("train", "--run", tmp_path / "run", *tiny, "--orders", "11,5")
     assert result.code == 0
     assert "16 → 11 → 5" in result.out
     for text in ("uncompressed (step 6)", "end (step 24)", "training step", "validation accuracy", "output change"):
