@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -49,6 +51,17 @@ class _Cut:
     seconds: float
 
 
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Without a graph and without autocast, inside which single precision products would be rounded to half."""
+    with ExitStack() as contexts:
+        contexts.enter_context(torch.no_grad())
+        for device in ("cpu", *(("cuda",) if torch.cuda.is_available() else ())):
+            contexts.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@_full_precision()
 def analyze(
     model: nn.Module,
     settings: CompressionSettings | None = None,
@@ -75,6 +88,7 @@ def analyze(
     return ReductionPlan(tuple(plans), _unsupported(model, layers))
 
 
+@_full_precision()
 def compress_(
     model: nn.Module,
     settings: CompressionSettings | None = None,

@@ -251,3 +251,14 @@ def test_poles_at_zero_and_real_poles_of_both_signs(balancing: Balancing, white:
 def test_a_fraction_twice(make: Any, white: Any) -> None:
     model = nn.Sequential(make(order=16))
     assert [compress_(model, white(FixedFraction(0.25))).orders()["0"] for _ in range(3)] == [12, 9, 7]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_inside_autocast_is_the_same(kind: type[nn.Module], make: Any, calibrate: Any) -> None:
+    plain, inside = make(kind).float(), make(kind).float()
+    compress_(nn.Sequential(plain), CompressionSettings(FixedOrder(5)), calibration=calibrate(nn.Sequential(plain)))
+    calibration = calibrate(nn.Sequential(inside))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        compress_(nn.Sequential(inside), CompressionSettings(FixedOrder(5)), calibration=calibration)
+        assert torch.is_autocast_enabled("cpu")
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), inside.parameters(), strict=True))
