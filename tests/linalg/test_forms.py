@@ -14,6 +14,7 @@ from compressm.linalg.forms import (
     discretize,
     frame_states,
     in_frame,
+    mirrored,
     realify,
     similarity,
     states_per_slot,
@@ -45,6 +46,17 @@ def test_realify_doubles_the_states_and_keeps_the_map() -> None:
     assert same_map(mixed, realify(mixed))
     with pytest.raises(InvalidSystemError, match="output='complex'"):
         realify(replace(system, output="complex"))
+
+
+def test_mirrored_is_diagonal_and_keeps_the_map() -> None:
+    system = build_diagonal(Recipe((PoleKind.RING, PoleKind.NEGATIVE), 2, 3, 1, feedthrough=True, with_log=True))
+    doubled = mirrored(system)
+    assert (doubled.order, doubled.is_diagonal, doubled.output) == (4, True, "complex")
+    assert doubled.log_a is not None
+    assert same_map(system, doubled)
+    for other in (replace(system, output="complex"), realify(system)):
+        with pytest.raises(InvalidSystemError, match="real output"):
+            mirrored(other)
 
 
 def test_frames() -> None:

@@ -51,6 +51,24 @@ def realify(system: StateSpace) -> StateSpace:
     )
 
 
+def mirrored(system: StateSpace) -> StateSpace:
+    """The complex diagonal system of order 2n with the states [x; conj x] whose own output is Re(C x) + D u.
+
+    A complex system with real output in this form is as large as `realify` makes it, but still diagonal.
+    """
+    if not system.is_diagonal or system.output != "real":
+        raise InvalidSystemError("mirrored is for diagonal systems with a real output.")
+    a, b, c = (t if t.is_complex() else torch.complex(t, torch.zeros_like(t)) for t in (system.a, system.b, system.c))
+    return replace(
+        system,
+        a=torch.cat([a, a.conj()], -1),
+        b=torch.cat([b, b.conj()], -2),
+        c=torch.cat([c, c.conj()], -1) / 2,
+        output="complex",
+        log_a=None if system.log_a is None else torch.cat([system.log_a, system.log_a.conj()], -1),
+    )
+
+
 def in_frame(system: StateSpace, frame: Frame) -> StateSpace:
     """The dense system whose states are those of `frame`."""
     if frame is Frame.REAL and system.output == "real":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compressm.errors import InvalidSystemError
-from compressm.linalg.forms import Frame, in_frame
+from compressm.linalg.forms import Frame, in_frame, mirrored
 from compressm.linalg.lyapunov import (
     cascade_factor,
     cayley,
@@ -95,10 +95,8 @@ def _factor(system: StateSpace, frame: Frame, horizon: int | None) -> Tensor:
         dense = in_frame(system, frame)
         a, b = (dense.a, dense.b) if dense.is_discrete else cayley(dense.a, dense.b)
         return stein_factor(a, b, horizon)
+    system = mirrored(system) if real else system
     a, b, log_a = system.a, system.b, system.log_a
-    if real:
-        a, b = torch.cat([a, a.conj()], -1), torch.cat([b, b.conj()], -2)
-        log_a = None if log_a is None else torch.cat([log_a, log_a.conj()], -1)
     if horizon is not None:
         factor = stein_factor(a, b, horizon)
         return _real_factor(factor) if real else factor

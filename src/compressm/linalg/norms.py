@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compressm.errors import InvalidSystemError
-from compressm.linalg.forms import Frame, in_frame
+from compressm.linalg.forms import Frame, in_frame, mirrored, realify
 from compressm.linalg.gramians import controllability_factor
 from compressm.linalg.peak import exact_gain, peak_gain
 from compressm.linalg.statespace import StateSpace
@@ -60,15 +60,16 @@ def h2_norm(system: StateSpace) -> float:
     """
     system = _discrete_double(system, "h2_norm")
     system.require_stable()
-    frame = Frame.REAL if system.output == "real" else Frame.COMPLEX
-    dense = in_frame(system, frame)
-    factor = controllability_factor(system, frame)
-    dtype = torch.promote_types(torch.promote_types(dense.c.dtype, dense.a.dtype), factor.dtype)
-    a, b, c, factor = dense.a.to(dtype), dense.b.to(dtype), dense.c.to(dtype), factor.to(dtype)
-    if dense.d is None:
+    if system.output == "real" and system.is_complex:
+        system = mirrored(system) if system.is_diagonal else realify(system)
+    factor = controllability_factor(system, Frame.COMPLEX)
+    dtype = torch.promote_types(torch.promote_types(system.c.dtype, system.a.dtype), factor.dtype)
+    a, b, c, factor = (t.to(dtype) for t in (system.a, system.b, system.c, factor))
+    if system.d is None:
         squared = (c @ factor).abs().square().sum((-1, -2))
     else:
-        squared = (c @ (a @ factor)).abs().square().sum((-1, -2)) + (c @ b + dense.d).abs().square().sum((-1, -2))
+        later = a.unsqueeze(-1) * factor if system.is_diagonal else a @ factor
+        squared = (c @ later).abs().square().sum((-1, -2)) + (c @ b + system.d).abs().square().sum((-1, -2))
     return float(squared.sqrt().max())
 
 

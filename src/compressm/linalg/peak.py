@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compressm.linalg.elementary import complex_expm1
+from compressm.linalg.forms import mirrored, realify
 from compressm.linalg.statespace import StateSpace
 
 _DIRECT_CHANNELS = 16  # up to this many channels all singular values are cheaper than a power iteration
@@ -86,18 +87,16 @@ def _first_grid(poles: Tensor, symmetric: bool) -> Tensor:
 
 def _modal(system: StateSpace) -> _Modal | None:
     """The system in complex diagonal form; None where eigenvectors of a dense one are too ill-conditioned."""
-    log_a = None
+    if system.is_complex and system.output == "real":
+        system = mirrored(system) if system.is_diagonal else realify(system)
+    log_a = None if system.log_a is None or not bool(torch.isfinite(system.log_a).all()) else system.log_a
     if system.is_diagonal:
         a, b, c = (t.to(torch.complex128) for t in (system.a, system.b, system.c))
-        log_a = None if system.log_a is None or not bool(torch.isfinite(system.log_a).all()) else system.log_a
     else:
         a, vectors = torch.linalg.eig(system.a.to(torch.complex128))
         if not bool(torch.linalg.cond(vectors) < _CONDITIONING):
             return None
         b, c = torch.linalg.solve(vectors, system.b.to(a.dtype)), system.c.to(a.dtype) @ vectors
-    if system.output == "real" and system.is_complex:
-        a, b, c = torch.cat([a, a.conj()]), torch.cat([b, b.conj()]), torch.cat([c, c.conj()], -1) / 2
-        log_a = None if log_a is None else torch.cat([log_a, log_a.conj()])
     d = torch.zeros(c.shape[0], b.shape[1], dtype=a.dtype) if system.d is None else system.d.to(a.dtype)
     return _Modal(a, b, c, d, log_a)
 
