@@ -39,8 +39,8 @@ def cascade_factor(gaps: Tensor, differences: Tensor, g: Tensor) -> Tensor:
     `gaps` is 1 - a_i conj(a_j) (or -(a_i + conj(a_j)) in continuous time) and `differences` a_i - a_j. Eliminating
     state k leaves a matrix of the same kind whose rows g_i have passed the Blaschke factor of pole k in the direction
     of g_k, so P is never formed and nothing is subtracted from it: repeated poles and unreachable states leave nothing
-    but the round-off of their own rows. This is the Cholesky factor in the Takenaka-Malmquist basis (Mullhaupt and Riedel 2001; for the
-    accuracy of Cauchy-like eliminations see Demmel 2000).
+    but the round-off of their own rows. This is the Cholesky factor in the Takenaka-Malmquist basis (Mullhaupt and
+    Riedel 2001; for the accuracy of Cauchy-like eliminations see Demmel 2000).
     """
     g = g.clone()
     n = g.shape[-2]
