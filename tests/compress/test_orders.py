@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from compressm.adapters.calibration import Calibration
+from compressm.adapters.lru import LRUAdapter
+from compressm.adapters.update import LayerUpdate
 from compressm.compress import compress_
 from compressm.layers.dense import DenseSSM
 from compressm.layers.lru import LRU
 from compressm.linalg.balancing import BalancingMethod
 from compressm.reduction.criteria import FixedFraction, FixedOrder, HankelEnergy
 from compressm.reduction.reducers import BalancedTruncation, Keep, SingularPerturbation
+from compressm.reduction.result import Reduction
 from compressm.reduction.selection import ModalScore, ModalTruncation
 from compressm.settings import Balancing, CompressionSettings
 
@@ -189,6 +193,26 @@ def test_layers_that_share_everything_are_cut_once(make: Any, white: Any, impuls
     assert torch.equal(impulse(first), impulse(second))
     model(torch.randn(2, 9, 3, dtype=torch.float64)).square().sum().backward()
     optimizer.step()
+
+
+def test_sizes_of_layers_that_share_everything_change_together(white: Any) -> None:
+    class Sized(LRU):
+        states = 0
+
+        def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
+            self.nu_log.view(self.states or 16)
+            return super().forward(u, mask)
+
+    class SizedAdapter(LRUAdapter):
+        def write(self, layer: nn.Module, reduction: Reduction) -> LayerUpdate:
+            update = super().write(layer, reduction)
+            return replace(update, attributes={"states": update.order})
+
+    first, second = Sized(3, 16), Sized(3, 16)
+    for name in dict(first.named_parameters()):
+        setattr(second, name, getattr(first, name))
+    compress_(nn.Sequential(first, second), white(FixedOrder(6)), adapters={Sized: SizedAdapter()})
+    assert first.states == second.states == 6 and second(torch.randn(1, 4, 3)).shape == (1, 4, 3)
 
 
 def test_a_module_used_twice_is_cut_once(make: Any, white: Any) -> None:
