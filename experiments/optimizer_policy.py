@@ -66,9 +66,7 @@ def main() -> None:
                     found.setdefault((policy.value, k), []).append(held_out_loss(small, data))
                 training_step(small, its_optimizer, *data.batch(args.steps + k))
             print(seed, policy.value, [round(found[policy.value, k][-1], 4) for k in args.after], flush=True)
-    rows = [
-        [policy.value, *(mean_and_spread(found[policy.value, k], 4) for k in args.after)] for policy in StatePolicy
-    ]
+    rows = [[policy.value, *(mean_and_spread(found[policy.value, k], 4) for k in args.after)] for policy in StatePolicy]
     table = f"Before the cut: {mean_and_spread(before, 4)}\n\n"
     table += markdown(["policy", *(f"after {k} steps" for k in args.after)], rows)
     results = {"before": before, "after": [{"policy": p, "steps": k, "loss": v} for (p, k), v in found.items()]}

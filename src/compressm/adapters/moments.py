@@ -14,7 +14,7 @@ from compressm.linalg.forms import Frame
 from compressm.linalg.gramians import dual
 from compressm.linalg.statespace import StateSpace
 
-_MAX_SAMPLES = 50_000  # positions whose outer products are averaged; more do not change the moments visibly
+_MAX_SAMPLES = 16_000  # positions whose outer products are averaged, evenly spread over time
 _CHUNK = 32  # time steps whose states are held at once
 
 
