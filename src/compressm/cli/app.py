@@ -61,6 +61,11 @@ def run(arguments: list[str] | None = None) -> int:
     except CompressmError as error:
         typer.secho(f"Error: {error}", err=True, fg=typer.colors.RED)
         return 2
+    except OSError as error:
+        if error.filename is None:  # no file that the user named is to blame
+            raise
+        typer.secho(f"Error: {error.filename}: {error.strerror}.", err=True, fg=typer.colors.RED)
+        return 2
     except typer.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):

@@ -126,8 +126,8 @@ class FixedOrder(Criterion):
     order: int
 
     def __post_init__(self) -> None:
-        if self.order < 1:
-            raise ConfigError(f"FixedOrder.order is {self.order}; wanted 1 or more.")
+        if not isinstance(self.order, int) or self.order < 1:
+            raise ConfigError(f"FixedOrder.order is {self.order!r}; wanted an integer of 1 or more.")
 
     def choose(self, spectrum: Spectrum) -> OrderChoice:
         """The given order, or the present one where that is smaller."""
