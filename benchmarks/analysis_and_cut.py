@@ -8,8 +8,8 @@ Gramian factors, Hankel singular values, balancing, re-diagonalisation and writi
 the H2 error of the report are timed apart. Initial layers have poles all over the ring. Crowded ones have a quarter of
 their poles next to another one, so that the Gramians are numerically singular and their factors come from the slower,
 accurate elimination. "Gramians from data" is what weighting by data and loss adds: the second moments of states and
-costates over 100 captured sequences of 784 steps, and their factors. Peak memory is the growth of the resident set, in a
-process of its own.
+costates over 100 captured sequences of 784 steps, and their factors. Peak memory is the growth of the resident set,
+in a process of its own.
 """
 
 from __future__ import annotations
