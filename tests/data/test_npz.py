@@ -110,3 +110,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     cut.write_bytes(whole.read_bytes()[:-100])
     with pytest.raises(DataError, match="cannot be read"):
         load_npz(cut)
+
+
+@pytest.mark.parametrize("key", ["y", "y_test"])
+def test_a_class_beyond_the_number_of_cases_is_refused_before_anything_is_counted(tmp_path: Path, key: str) -> None:
+    labels = CLASSES.copy()
+    labels[7] = 10**9
+    arrays = {"X": X, "y": CLASSES, "X_test": X, "y_test": CLASSES, key: labels}
+    with pytest.raises(DataError, match=f"{key} has the class 1000000000, but there are 40 .*classes 0, 1, ..., K - 1"):
+        load_npz(_save(tmp_path, **arrays))

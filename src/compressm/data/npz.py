@@ -43,11 +43,15 @@ def load_npz(path: Path, scaling: Scaling = Scaling.STANDARD, seed: int = 0) -> 
     full = _split(arrays, "", path)
     task = Task.CLASSIFY if full.y.dtype.kind == "i" else Task.REGRESS
     classes = task is Task.CLASSIFY
+    if classes:
+        _require_as_many_cases(full.y, full.cases, "y", path)
     parts: dict[str, Split] = {}
     for number, name in enumerate(("test", "validation")):
         if f"X_{name}" in arrays or f"y_{name}" in arrays:
             parts[name] = _split(arrays, f"_{name}", path)
             _check_alike(full, parts[name], name, path)
+            if classes:
+                _require_as_many_cases(parts[name].y, len(arrays["y"]), f"y_{name}", path)
         else:
             strata = full.y if classes else np.zeros(full.cases)
             rest, held = holdout(strata, _HELD_OUT, seed + number, stratify=classes)
@@ -135,14 +139,27 @@ def _check_alike(full: Split, other: Split, name: str, path: Path) -> None:
         )
 
 
+def _require_as_many_cases(y: NDArray[np.int64] | NDArray[np.float32], cases: int, key: str, path: Path) -> None:
+    """Every class needs a training case; a label far beyond them must not become a count of classes."""
+    largest = int(y.max())
+    if largest + 1 > cases:
+        raise DataError(
+            f"{path}: {key} has the class {largest}, but there are {cases} training cases; wanted classes below "
+            f"{cases}. Number the classes 0, 1, ..., K - 1 without gaps (numpy.unique(y, return_inverse=True)[1])."
+        )
+
+
 def _class_names(full: Split, parts: Mapping[str, Split], path: Path) -> tuple[str, ...]:
     count = max(int(split.y.max()) for split in (full, *parts.values())) + 1
     if count < 2:
         raise DataError(f"{path}: y has one class only; wanted at least two (or floats for values).")
-    missing = sorted(set(range(count)) - set(np.unique(full.y).tolist()))
+    found = np.unique(full.y)
+    missing = count - len(found)
     if missing:
+        gaps = np.flatnonzero(found != np.arange(len(found)))
+        first = int(gaps[0]) if len(gaps) else len(found)
         raise DataError(
-            f"{path}: no training case has class {missing[0]} ({len(missing)} of {count} classes are missing); "
+            f"{path}: no training case has class {first} ({missing} of {count} classes are missing); "
             "number the classes 0, 1, ..., K - 1 without gaps."
         )
     return tuple(str(value) for value in range(count))
