@@ -13,6 +13,7 @@ from compressm.adapters.calibration import Capture
 from compressm.adapters.lru import LRUAdapter
 from compressm.adapters.registry import LayerRef, find_adapter
 from compressm.analysis import Decision, LayerAnalysis, read_system, significant_tail
+from compressm.compress import compress_
 from compressm.errors import AdapterError, InvalidSystemError, UnstableSystemError, UnsupportedReductionError
 from compressm.layers.dense import DenseSSM
 from compressm.layers.lru import LRU
@@ -305,3 +306,15 @@ def test_states_that_overflow_on_the_captured_passes() -> None:
         layer.A.mul_(3)
     with pytest.raises(UnstableSystemError, match=r"^blocks\.0\.ssm: .*spectral radius is [23]\."):
         decide(layer, Capture([(torch.randn(2, 500, 4), None)], [(torch.randn(2, 500, 4), None)]))
+
+
+def test_a_layer_without_parameters_is_read_by_its_buffers() -> None:
+    layer = LRU(3, 6, generator=torch.Generator().manual_seed(0))
+    values = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    for name, value in values.items():
+        delattr(layer, name)
+        layer.register_buffer(name, value)
+    model = torch.nn.ModuleList([layer])
+    report = compress_(model, CompressionSettings(FixedOrder(4)))
+    assert report.orders() == {"0": 4}
+    assert tuple(model[0].nu_log.shape) == (4,)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-CODE = ["src", "tests", "tools", "benchmarks", "experiments", "examples"]
+CODE = ["src", "tests", "tools", "benchmarks", "experiments"]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("src", "tests", "tools", "benchmarks", "experiments", "examples", "docs")
+FOLDERS = ("src", "tests", "tools", "benchmarks", "experiments", "docs")
 CEILING = 400
 AIM = 250
 

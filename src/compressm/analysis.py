@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compressm.adapters.base import Form
 from compressm.adapters.calibration import Capture
+from compressm.adapters.holding import reference_tensor
 from compressm.adapters.moments import controllability_moments, observability_moments
 from compressm.adapters.registry import LayerRef
 from compressm.errors import AdapterError, CompressmError, InvalidSystemError, UnsupportedReductionError
@@ -196,7 +197,7 @@ def read_system(ref: LayerRef) -> StateSpace:
 
 def verify_realization(ref: LayerRef, system: StateSpace, length: int = 8) -> None:
     """Raise AdapterError unless the layer's forward pass is the system that was read, on a short random input."""
-    like = next(ref.module.parameters())
+    like = reference_tensor(ref.module)
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(2, length, system.inputs, generator=generator, dtype=torch.float64)
     with torch.no_grad(), torch.autocast(like.device.type, enabled=False):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from compressm.adapters.calibration import Calibration
+from compressm.adapters.holding import identity_of, reference_tensor
 from compressm.adapters.moments import output_change
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
 from compressm.adapters.update import LayerUpdate
@@ -56,7 +57,8 @@ def _full_precision() -> Iterator[None]:
     """Without a graph and without autocast, inside which single precision products would be rounded to half."""
     with ExitStack() as contexts:
         contexts.enter_context(torch.no_grad())
-        for device in ("cpu", *(("cuda",) if torch.cuda.is_available() else ())):
+        accelerators = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
+        for device in ("cpu", *(name for name, backend in accelerators.items() if backend.is_available())):
             contexts.enter_context(torch.autocast(device, enabled=False))
         yield
 
@@ -130,7 +132,8 @@ def compress_(
     except BaseException:
         operation.undo.undo()
         raise
-    warnings = tuple(dict.fromkeys(operation.warnings))
+    found = () if layers else (f"{type(model).__name__} has no layer that an adapter knows; nothing was cut.",)
+    warnings = (*found, *dict.fromkeys(operation.warnings))
     for warning in warnings:
         _logger.warning("%s", warning)
     return CompressionReport(reports, time.perf_counter() - started, _unsupported(model, layers), warnings)
@@ -140,7 +143,7 @@ def _layers(model: nn.Module, adapters: Adapters | None) -> list[_Layer]:
     """The layers to consider, those of one kind that share all their parameters as one."""
     found: dict[tuple[type[nn.Module], frozenset[int]], _Layer] = {}
     for ref in find_layers(model, adapters):
-        key = type(ref.module), frozenset(id(p) for p in ref.module.parameters())
+        key = type(ref.module), identity_of(ref.module)
         if key in found:
             found[key].tied.append(ref)
         else:
@@ -182,10 +185,9 @@ def _sources(decision: Decision) -> tuple[str, str]:
     if decision.weighting is None:
         return "none", "none"
     horizon = "" if decision.weighting.horizon is None else f" ({decision.weighting.horizon} steps)"
-    return tuple(  # type: ignore[return-value]
-        source.value + (horizon if source is GramianSource.WHITE else "")
-        for source in (decision.weighting.controllability, decision.weighting.observability)
-    )
+    p, q = decision.weighting.controllability, decision.weighting.observability
+    white = GramianSource.WHITE
+    return p.value + horizon * (p is white), q.value + horizon * (q is white)
 
 
 def _bounded(decision: Decision, settings: CompressionSettings) -> bool:
@@ -263,7 +265,7 @@ def _check_stored(ref: LayerRef, full: StateSpace, update: LayerUpdate) -> State
     if full.is_stable() and not stored.is_stable():
         raise UnstableSystemError(
             f"{ref.name}: the reduced layer is stable in double precision, but rounding to "
-            f"{next(ref.module.parameters()).dtype} makes it unstable. Keep this layer's parameters in a wider dtype."
+            f"{reference_tensor(ref.module).dtype} makes it unstable. Keep this layer's parameters in a wider dtype."
         )
     return stored
 

@@ -213,6 +213,9 @@ def test_policy_is_total_and_keeps_its_limits(values: torch.Tensor, per: int, po
         lambda: ErrorBound(math.inf),
         lambda: FixedOrder(0),
         lambda: FixedFraction(2.0),
+        lambda: FixedOrder(True),
+        lambda: FixedOrder(2.5),  # type: ignore[arg-type]
+        lambda: OrderPolicy(FixedOrder(1), multiple=2.5),  # type: ignore[arg-type]
         lambda: OrderPolicy(FixedOrder(1), multiple=0),
         lambda: OrderPolicy(FixedOrder(1), floor=0),
         lambda: OrderPolicy(FixedOrder(1), minimum_gain=-0.1),

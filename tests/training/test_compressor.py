@@ -154,6 +154,12 @@ def test_a_budget_of_the_initial_spectrum_is_spent_once(make_run: RunFactory) ->
         assert 0 < budget.spent <= 0.1 * budget.total * (1 + 1e-9)
 
 
+def test_an_optimizer_of_another_model_is_refused(make_run: RunFactory) -> None:
+    model, other = make_run(schedule=Every(3)).model, nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match="No optimizer given holds a parameter of the state space layers"):
+        InTrainingCompressor(model, torch.optim.SGD(other.parameters()), schedule=Every(3))
+
+
 def test_a_model_without_state_space_layers_is_refused() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.GELU())
     with pytest.raises(AdapterError, match=r"GELU, Linear, Sequential.*adapters="):

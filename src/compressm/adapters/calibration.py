@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from compressm.adapters.holding import identity_of, reference_tensor
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
 
 _logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class Calibration:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over captures that `state_dict` returned."""
-        devices = {ref.name: next(ref.module.parameters()).device for ref in self._layers}
+        devices = {ref.name: reference_tensor(ref.module).device for ref in self._layers}
 
         def placed(pairs: Iterable[Sequence[Tensor | None]], name: str) -> list[tuple[Tensor, Tensor | None]]:
             moved = ([t if t is None else t.to(devices.get(name, t.device)) for t in pair] for pair in pairs)
@@ -175,7 +176,7 @@ class Calibration:
 def _first_names(layers: Sequence[LayerRef]) -> dict[str, str]:
     """Each layer's name to that of the first layer with the very same parameters: they are one system."""
     owners: dict[frozenset[int], str] = {}
-    return {ref.name: owners.setdefault(frozenset(id(p) for p in ref.module.parameters()), ref.name) for ref in layers}
+    return {ref.name: owners.setdefault(identity_of(ref.module), ref.name) for ref in layers}
 
 
 def _positions(kept: Iterable[tuple[Tensor, Tensor | None]]) -> int:

@@ -126,8 +126,7 @@ class FixedOrder(Criterion):
     order: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.order, int) or self.order < 1:
-            raise ConfigError(f"FixedOrder.order is {self.order!r}; wanted an integer of 1 or more.")
+        _require_count("FixedOrder.order", self.order)
 
     def choose(self, spectrum: Spectrum) -> OrderChoice:
         """The given order, or the present one where that is smaller."""
@@ -165,8 +164,8 @@ class OrderPolicy:
     floor: int = 1
 
     def __post_init__(self) -> None:
-        if self.multiple < 1 or self.floor < 1:
-            raise ConfigError(f"multiple {self.multiple} and floor {self.floor} must be 1 or more.")
+        _require_count("multiple", self.multiple)
+        _require_count("floor", self.floor)
         _require_fraction("minimum_gain", self.minimum_gain)
 
     def choose(self, spectrum: Spectrum) -> OrderChoice | None:
@@ -179,6 +178,11 @@ class OrderPolicy:
         if slots > wanted or self.multiple > 1:  # room was added: use it, and neither leave any nor go beyond it
             return OrderChoice(slots * per, slots, exact=True)
         return OrderChoice(choice.states, min(choice.slots, n))
+
+
+def _require_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; wanted an integer of 1 or more.")
 
 
 def _require_fraction(name: str, value: float) -> None:

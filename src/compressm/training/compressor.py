@@ -31,7 +31,7 @@ from compressm.training.plan import make_plan
 from compressm.training.probe import Probe
 from compressm.training.schedule import Schedule
 from compressm.training.state import VERSION, check_state, probe_from_state, probe_to_state
-from compressm.training.targets import require_layers
+from compressm.training.targets import require_layers, require_their_optimizer
 from compressm.training.watch import StepWatch
 
 _log = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ class InTrainingCompressor:
             model, adapters=adapters, capture_gradients=gradients, grad_scale=scale, training_only=True
         )
         self._watch = StepWatch(self._optimizers)
+        require_their_optimizer(layers, self._optimizers)
         self._arrange_capture()
 
     @property

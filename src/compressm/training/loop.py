@@ -105,7 +105,8 @@ def fit(
 
     `batch_at(k)` gives the batch of step k = 0, 1, ...; `rate_at(k)` the factor on each parameter group's "base_lr".
     Both are functions of the step alone, so that a resumed run goes on bit for bit. `evaluate()` runs without
-    gradients, in evaluation mode, and leaves random states and captures as they were.
+    gradients, in evaluation mode, and leaves random states and captures as they were. Steps go on counting after a
+    rollback, while the compressor counts from the cut again: later cuts come as many steps later.
 
     Raises:
         ConfigError: the loss is not finite.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
 
+from torch import nn
+from torch.optim import Optimizer
+
+from compressm.adapters.holding import identity_of
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
-from compressm.errors import AdapterError
+from compressm.errors import AdapterError, ConfigError
 
 
 def require_layers(model: nn.Module, adapters: Adapters | None) -> list[LayerRef]:
@@ -24,9 +28,19 @@ def require_layers(model: nn.Module, adapters: Adapters | None) -> list[LayerRef
     return layers
 
 
+def require_their_optimizer(layers: Sequence[LayerRef], optimizers: Sequence[Optimizer]) -> None:
+    """Raise ConfigError where the optimizers hold none of the layers' trainable parameters."""
+    trainable = {id(p) for layer in layers for p in layer.module.parameters() if p.requires_grad}
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    if trainable and not trainable & held:
+        raise ConfigError(
+            f"No optimizer given holds a parameter of the state space layers ({', '.join(x.name for x in layers)}). "
+            f"Give the one that trains this model, made after the model was moved to its device."
+        )
+
+
 def _distinct(layers: list[LayerRef]) -> list[LayerRef]:
     distinct: dict[frozenset[int], LayerRef] = {}
     for layer in layers:
-        parameters = frozenset(id(p) for p in layer.module.parameters())
-        distinct.setdefault(parameters or frozenset({id(layer.module)}), layer)
+        distinct.setdefault(identity_of(layer.module), layer)
     return list(distinct.values())
