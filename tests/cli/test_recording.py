@@ -17,6 +17,7 @@ from compressm.cli.build import (
     build_schedule,
     build_settings,
     model_config,
+    require_reachable_cuts,
 )
 from compressm.cli.config import CompressionConfig, ModelOptions, PresetName, RateSchedule, RunConfig, TrainingConfig
 from compressm.cli.objective import Objective
@@ -131,6 +132,20 @@ def test_state_space_layers_have_their_own_rate_and_no_decay() -> None:
 def test_when_to_cut(options: dict[str, object], schedule: object) -> None:
     found = build_schedule(CompressionConfig(**options), PRESETS["default"], 200)
     assert found == schedule
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"at": (30,)},
+        {"window": (0, 30), "cuts": 3},
+        {"every": 30},
+        {"every": 15, "orders": (9, 8)},
+        {"at": (100,), "enabled": False},
+    ],
+)
+def test_cuts_up_to_the_last_step_are_accepted(options: dict[str, Any]) -> None:
+    require_reachable_cuts(CompressionConfig(**options), 30)
 
 
 def test_spectra_with_zeros_and_nothing_can_be_drawn(tmp_path: Path) -> None:

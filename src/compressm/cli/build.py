@@ -14,6 +14,7 @@ from compressm.adapters.registry import find_layers
 from compressm.cli.config import CompressionConfig, OptimizerKind, RateSchedule, RunConfig, TrainingConfig
 from compressm.cli.objective import Objective
 from compressm.data.dataset import Dataset
+from compressm.errors import ConfigError
 from compressm.layers.config import ModelConfig
 from compressm.layers.model import SequenceModel
 from compressm.reduction.criteria import Criterion, ErrorBound, FixedFraction, FixedOrder, HankelEnergy
@@ -116,5 +117,49 @@ def build_schedule(options: CompressionConfig, chosen: Preset, steps: int) -> Sc
     cuts = options.cuts if options.orders is None else len(options.orders)
     if options.window is not None:
         return Window(options.window[0], options.window[1], cuts or 4)
-    schedule = chosen.schedule(steps)
+    try:
+        schedule = chosen.schedule(steps)
+    except ConfigError as error:
+        raise ConfigError(
+            f"A run of training.steps={steps} is too short for the cuts of the preset {chosen.name!r}; give their "
+            "steps with --at, or with --window and --cuts, or raise --steps (--no-compress makes no cuts)."
+        ) from error
     return replace(schedule, cuts=cuts) if cuts is not None and isinstance(schedule, Window) else schedule
+
+
+def require_reachable_cuts(options: CompressionConfig, steps: int) -> None:
+    """Refuse the settings of a new run where cuts that they ask for can never happen in its `steps` steps.
+
+    Raises:
+        ConfigError: a step of a cut lies after the end of the run, or `orders` has more entries than there are cuts.
+    """
+    if not options.enabled:
+        return
+    run, longer = f"training.steps is {steps}", "raise training.steps (--steps)"
+    late = [step for step in options.at or () if step > steps]
+    if late:
+        listed = ", ".join(map(str, late))
+        raise ConfigError(
+            f"compression.at asks for cuts at {listed}, but {run}: they would never be made. Give steps of at most "
+            f"{steps} (--at), or {longer}."
+        )
+    first, last = options.window or (0, steps)
+    if last > steps:
+        raise ConfigError(
+            f"compression.window ends at {last}, but {run}: its last cuts would never be made. Let it end at {steps} "
+            f"at most (--window), or {longer}."
+        )
+    if options.every is not None and first + options.every > last:
+        window = "" if options.window is None else f" and compression.window is {first},{last}"
+        raise ConfigError(
+            f"compression.every is {options.every}, but {run}{window}: no cut would ever be made. Give fewer steps "
+            f"between cuts (--every), or {longer if options.window is None else 'a longer --window'}."
+        )
+    schedule = build_schedule(options, preset(options.preset.value), steps)
+    orders, cuts = len(options.orders or ()), schedule.count(steps)
+    if orders > cuts:
+        raise ConfigError(
+            f"compression.orders has {orders} orders, but only {cuts} cuts are scheduled within the run "
+            f"({run}{'' if options.every is None else f', compression.every is {options.every}'}): the last orders "
+            f"would never be reached. Give {cuts} orders (--orders), cut more often, or {longer}."
+        )

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from compressm.checkpoint import load_checkpoint
-from compressm.cli.build import build_compressor, build_model, build_optimizer, build_rates, model_config
+from compressm.cli.build import (
+    build_compressor,
+    build_model,
+    build_optimizer,
+    build_rates,
+    model_config,
+    require_reachable_cuts,
+)
 from compressm.cli.closing import close
 from compressm.cli.config import RunConfig
 from compressm.cli.console import Terminal
@@ -45,6 +52,7 @@ class Outcome:
 
 def start(config: RunConfig, path: Path | None, terminal: Terminal) -> Outcome:
     """A new run in `path`."""
+    require_reachable_cuts(config.compression, config.training.steps)
     threads = config.training.threads or torch.get_num_threads()
     absolute = os.path.abspath(config.data.path) if config.data.path is not None else None
     config = replace(
