@@ -13,6 +13,8 @@ import pytest
 
 from compressm.checkpoint import read_structure
 from compressm.cli.stored import open_stored
+from compressm.cli.stored_analysis import outlooks, without_data
+from compressm.training.presets import PRESETS
 
 Command = Callable[..., Any]
 
@@ -36,6 +38,16 @@ def test_analyze_without_data(command: Command, finished: Path, tmp_path: Path) 
     result = command("analyze", finished, "--white", "--picture", tmp_path / "a.png", "--preset", "paper")
     assert result.code == 0
     assert "white / white" in result.out
+
+
+def test_white_asks_for_no_data_and_so_misses_none(command: Command, finished: Path, tmp_path: Path) -> None:
+    target = tmp_path / "white"
+    assert command("compress", finished, "--order", 3, "--white", "--out", target).code == 0
+    for layer in read_structure(target).extra["compression"]["layers"]:
+        assert (layer["controllability"], layer["observability"]) == ("white", "white")
+        assert not layer["fallbacks"]
+    found = outlooks(open_stored(finished), without_data(PRESETS["default"]), (0.1,), None)
+    assert all(not layer.fallbacks for layer in found[0].plan.layers)
 
 
 def test_compress_writes_a_smaller_checkpoint_that_eval_reads(command: Command, finished: Path, tmp_path: Path) -> None:

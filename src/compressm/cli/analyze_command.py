@@ -29,12 +29,12 @@ def analyze(
     from compressm.cli.report.show import print_table
     from compressm.cli.report.spectra_picture import draw_spectra
     from compressm.cli.stored import open_stored
-    from compressm.cli.stored_analysis import calibrate, outlooks
+    from compressm.cli.stored_analysis import calibrate, outlooks, without_data
     from compressm.training.presets import preset as named
 
     terminal = Terminal(quiet)
     fractions: tuple[float, ...] = convert(tuple[float, ...], tolerances, "--tolerances")  # type: ignore[assignment]
-    chosen = named(preset)
+    chosen = without_data(named(preset)) if white else named(preset)
     stored = open_stored(checkpoint)
     calibration = None
     if not white:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,6 +17,7 @@ from compressm.compress import analyze
 from compressm.data.batching import Batcher
 from compressm.data.dataset import Dataset
 from compressm.reduction.report import ReductionPlan
+from compressm.reduction.result import GramianSource
 from compressm.training.presets import Preset
 
 
@@ -39,6 +40,12 @@ def calibrate(stored: StoredModel, dataset: Dataset, batches: int, terminal: Ter
                 objective.loss(stored.model, batcher.training(step)).backward()
     stored.model.zero_grad(set_to_none=True)
     return calibration
+
+
+def without_data(chosen: Preset) -> Preset:
+    """The preset with the classical Gramians, which need no data."""
+    white = GramianSource.WHITE
+    return replace(chosen, settings=replace(chosen.settings, controllability=white, observability=white))
 
 
 def outlooks(
