@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from compressm.cli.config import RunConfig
-from compressm.cli.folder import RunFolder, find_checkpoint
+from compressm.cli.folder import RunFolder, find_checkpoints
 from compressm.cli.metrics import MetricsFile, read_metrics, without_clock
 from compressm.errors import CheckpointError, ConfigError
 
@@ -73,12 +73,12 @@ def test_runs_without_a_name_get_distinct_folders(tmp_path: Path, monkeypatch: p
 def test_the_newest_checkpoint_is_found_and_old_ones_are_pruned(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", RunConfig(), {})
     with pytest.raises(CheckpointError, match="neither a checkpoint"):
-        find_checkpoint(folder.path)
+        find_checkpoints(folder.path)
     for step in (0, 9, 10, 200):
         folder.checkpoint(step).mkdir(parents=True)
         (folder.checkpoint(step) / "structure.json").write_text(json.dumps({}))
     (folder.path / "checkpoints" / ".step-00000300.partial").mkdir()
-    assert find_checkpoint(folder.path) == folder.checkpoint(200)
-    assert find_checkpoint(folder.checkpoint(9)) == folder.checkpoint(9)
+    assert find_checkpoints(folder.path)[0] == folder.checkpoint(200)
+    assert find_checkpoints(folder.checkpoint(9)) == [folder.checkpoint(9)]
     folder.prune(2)
     assert folder.checkpoints() == [folder.checkpoint(10), folder.checkpoint(200)]

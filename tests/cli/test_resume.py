@@ -1,6 +1,7 @@
 """A run that was stopped, in whatever way and wherever, ends as the uninterrupted one, bit for bit."""
 
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -95,8 +96,6 @@ def test_a_finished_run_is_only_reported_again(command: Command, finished: Path)
 
 
 def test_a_run_that_has_no_checkpoint_yet_begins_again(command: Command, finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "run"
     folder.mkdir()
     for name in ("config.yaml", "run.json"):
@@ -107,8 +106,6 @@ def test_a_run_that_has_no_checkpoint_yet_begins_again(command: Command, finishe
 
 
 def test_other_data_are_noticed(command: Command, finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     text = (folder / "config.yaml").read_text()
@@ -116,6 +113,45 @@ def test_other_data_are_noticed(command: Command, finished: Path, tmp_path: Path
     result = command("train", "--resume", folder)
     assert result.code == 2
     assert "not those that" in result.err
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_older_one(
+    command: Command, finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    older, newest = RunFolder(folder).checkpoints()
+    _damage(newest)
+    result = command("eval", "--quiet", folder)
+    assert result.code == 0
+    assert f"Warning: The checkpoint {newest} cannot be used" in result.err
+    assert f"The older {older} is taken instead" in result.err
+    assert newest.is_dir()  # eval alters nothing
+    result = command("train", "--resume", folder)
+    assert result.code == 0
+    assert f"Warning: The checkpoint {newest} cannot be used" in result.err
+    assert "Resuming at step 20 of 24" in result.err
+    assert newest.with_name(f"damaged-{newest.name}").is_dir()
+    _same_end(folder, finished)
+
+
+def test_without_a_sound_checkpoint_the_error_names_them_all(command: Command, finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    saved = RunFolder(folder).checkpoints()
+    for path in saved:
+        _damage(path)
+    for arguments in (["train", "--resume", folder], ["eval", folder]):
+        result = command(*arguments)
+        assert result.code == 2
+        assert "None of the 2 checkpoints can be used" in result.err
+        assert all(f"{path}: " in result.err for path in saved)
+    assert RunFolder(folder).checkpoints() == saved
+
+
+def _damage(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
 
 
 def _same_end(folder: Path, reference: Path) -> None:

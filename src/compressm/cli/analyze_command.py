@@ -35,7 +35,7 @@ def analyze(
     terminal = Terminal(quiet)
     fractions: tuple[float, ...] = convert(tuple[float, ...], tolerances, "--tolerances")  # type: ignore[assignment]
     chosen = without_data(named(preset)) if white else named(preset)
-    stored = open_stored(checkpoint)
+    stored = open_stored(checkpoint, terminal)
     calibration = None
     if not white:
         calibration = calibrate(stored, load_data_of(stored, data, terminal), batches, terminal)

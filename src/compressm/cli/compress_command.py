@@ -47,7 +47,7 @@ def compress(
     if order is not None:
         settings = replace(settings, criterion=FixedOrder(order))
     terminal = Terminal(quiet)
-    stored = open_stored(checkpoint)
+    stored = open_stored(checkpoint, terminal)
     name = f"{stored.path.name}-" + (f"discard-{discard:g}" if discard is not None else f"order-{order}")
     target = out or stored.path.parent.parent / "compressed" / name
     if target.exists():

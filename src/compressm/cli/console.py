@@ -41,6 +41,10 @@ class Terminal:
         if not self.quiet:
             self.err.print(text)
 
+    def warn(self, text: str) -> None:
+        """A warning, which is shown also when quiet."""
+        self.err.print(f"Warning: {text}", soft_wrap=True)
+
     @contextmanager
     def downloads(self) -> Iterator[Callable[[str], DownloadProgress]]:
         """Bars for downloads: what is given makes a callback for each file's name."""

@@ -33,7 +33,7 @@ def evaluate(
     from compressm.cli.stored import evaluate_stored, open_stored
 
     terminal = Terminal(quiet)
-    stored = open_stored(checkpoint)
+    stored = open_stored(checkpoint, terminal)
     dataset = load_data_of(stored, data, terminal)
     parts = {SplitName.TRAIN: dataset.train, SplitName.VALIDATION: dataset.validation, SplitName.TEST: dataset.test}
     scores = evaluate_stored(stored, dataset, parts[split], terminal)

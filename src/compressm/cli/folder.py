@@ -6,10 +6,11 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from compressm.cli.config import RunConfig
 from compressm.cli.parsing import Tree, build, flatten
@@ -17,6 +18,8 @@ from compressm.cli.recipes import read_yaml
 from compressm.errors import CheckpointError, ConfigError
 
 _CHECKPOINT = "step-"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,24 +103,50 @@ class RunFolder:
         """All checkpoints, oldest first."""
         return sorted((self.path / "checkpoints").glob(f"{_CHECKPOINT}" + "[0-9]" * 8))
 
+    def set_aside(self, damaged: Path) -> None:
+        """Rename a damaged checkpoint, so that it no longer counts among those that are kept."""
+        damaged.rename(_free(damaged.with_name(f"damaged-{damaged.name}")))
+
     def prune(self, keep: int) -> None:
         """Delete all but the `keep` newest checkpoints."""
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(old)
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint at `path`, or the newest one where `path` is a run folder.
+def find_checkpoints(path: Path) -> list[Path]:
+    """The checkpoint at `path` alone, or all of them, newest first, where `path` is a run folder.
 
     Raises:
         CheckpointError: there is none.
     """
     if (path / "structure.json").is_file():
-        return path
+        return [path]
     found = RunFolder(path).checkpoints()
     if not found:
         raise CheckpointError(f"{path} is neither a checkpoint (structure.json) nor a run folder with checkpoints.")
-    return found[-1]
+    return found[::-1]
+
+
+def first_sound(candidates: Sequence[Path], load: Callable[[Path], T], warn: Callable[[str], None]) -> tuple[T, Path]:
+    """What `load` makes of the first checkpoint that it can read, and that checkpoint; it warns of those before it.
+
+    Raises:
+        CheckpointError: none of them can be read; the message names them all.
+    """
+    errors: list[tuple[Path, CheckpointError]] = []
+    for path in candidates:
+        try:
+            loaded = load(path)
+        except CheckpointError as error:
+            errors.append((path, error))
+            continue
+        for damaged, reason in errors:
+            warn(f"The checkpoint {damaged} cannot be used: {reason} The older {path} is taken instead.")
+        return loaded, path
+    if len(errors) == 1:
+        raise errors[0][1]
+    listed = " ".join(f"{path}: {error}" for path, error in errors)
+    raise CheckpointError(f"None of the {len(errors)} checkpoints can be used. {listed}") from errors[0][1]
 
 
 def write_yaml(path: Path, tree: Tree) -> None:

@@ -7,7 +7,7 @@ import platform
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,7 +23,7 @@ from compressm.cli.build import (
 from compressm.cli.closing import close
 from compressm.cli.config import RunConfig
 from compressm.cli.console import Terminal
-from compressm.cli.folder import RunFolder
+from compressm.cli.folder import RunFolder, first_sound
 from compressm.cli.loading import load_data
 from compressm.cli.metrics import MetricsFile
 from compressm.cli.objective import Objective
@@ -112,7 +112,7 @@ def _train(folder: RunFolder, config: RunConfig, dataset: Dataset, terminal: Ter
     state, length = LoopState(), 0
     saved = folder.checkpoints()
     if saved:
-        extra = load_checkpoint(saved[-1], parts.model, optimizer=parts.optimizer, compressor=parts.compressor)
+        extra = _load_newest(folder, saved, parts, terminal)
         state, length = LoopState(**extra["loop"]), int(extra["metrics_bytes"])
         terminal.say(f"Resuming at step {state.step} of {config.training.steps}")
     with ExitStack() as stack:
@@ -153,6 +153,18 @@ def _train(folder: RunFolder, config: RunConfig, dataset: Dataset, terminal: Ter
         return False
     close(folder, config, dataset, terminal)
     return True
+
+
+def _load_newest(folder: RunFolder, saved: list[Path], parts: _Parts, terminal: Terminal) -> dict[str, Any]:
+    """Load the newest sound checkpoint; damaged newer ones are set aside, or pruning would keep them before others."""
+
+    def load(path: Path) -> dict[str, Any]:
+        return load_checkpoint(path, parts.model, optimizer=parts.optimizer, compressor=parts.compressor)
+
+    extra, used = first_sound(saved[::-1], load, terminal.warn)
+    for damaged in saved[saved.index(used) + 1 :]:
+        folder.set_aside(damaged)
+    return extra
 
 
 def _require_enough(dataset: Dataset, config: RunConfig) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from compressm.checkpoint import load_checkpoint, read_structure
 from compressm.cli.config import RunConfig
 from compressm.cli.console import Terminal
-from compressm.cli.folder import find_checkpoint
+from compressm.cli.folder import find_checkpoints, first_sound
 from compressm.cli.objective import Objective
 from compressm.cli.parsing import build
 from compressm.data.batching import EVALUATION_BATCH, Batcher
@@ -32,13 +32,17 @@ class StoredModel:
     extra: dict[str, Any]
 
 
-def open_stored(path: Path) -> StoredModel:
-    """The model of a checkpoint, or of the newest checkpoint of a run folder.
+def open_stored(path: Path, terminal: Terminal | None = None) -> StoredModel:
+    """The model of a checkpoint, or of the newest checkpoint of a run folder that is not damaged.
 
     Raises:
         CheckpointError: there is none, it is damaged, or the command line did not write it.
     """
-    path = find_checkpoint(path)
+    warn = (terminal or Terminal()).warn
+    return first_sound(find_checkpoints(path), _open, warn)[0]
+
+
+def _open(path: Path) -> StoredModel:
     extra = read_structure(path).extra
     if extra.get("kind") != KIND:
         raise CheckpointError(
