@@ -13,7 +13,8 @@ import pytest
 
 from compressm.checkpoint import read_structure
 from compressm.cli.stored import open_stored
-from compressm.cli.stored_analysis import outlooks, without_data
+from compressm.cli.stored_analysis import without_data
+from compressm.reduction.result import GramianSource
 from compressm.training.presets import PRESETS
 
 Command = Callable[..., Any]
@@ -46,8 +47,8 @@ def test_white_asks_for_no_data_and_so_misses_none(command: Command, finished: P
     for layer in read_structure(target).extra["compression"]["layers"]:
         assert (layer["controllability"], layer["observability"]) == ("white", "white")
         assert not layer["fallbacks"]
-    found = outlooks(open_stored(finished), without_data(PRESETS["default"]), (0.1,), None)
-    assert all(not layer.fallbacks for layer in found[0].plan.layers)
+    settings = without_data(PRESETS["default"]).discarding(0.1)  # what analyze asks for
+    assert (settings.controllability, settings.observability) == (GramianSource.WHITE, GramianSource.WHITE)
 
 
 def test_compress_writes_a_smaller_checkpoint_that_eval_reads(command: Command, finished: Path, tmp_path: Path) -> None:
@@ -131,6 +132,9 @@ def test_a_damaged_checkpoint_is_one_clear_message(command: Command, finished: P
         (["train", "--steps", "30", "--every", "9", "--window", "5,12"], "window is 5,12: no cut"),
         (["train", "--steps", "30", "--every", "15", "--orders", "9,8,7"], "3 orders, but only 2 cuts"),
         (["trian"], "trian"),
+        (["train", "--set", "training.lr=nan"], "training.lr is 'nan'; wanted a finite number"),
+        (["compress", "x", "--order", "2", "--preset", "papr"], "Did you mean 'paper'?"),
+        (["analyze", "x", "--preset", "papr"], "Did you mean 'paper'?"),
         (["analyze", "missing"], "neither a checkpoint"),
         (["analyze", "x", "--tolerances", "a"], "--tolerances is 'a'"),
         (["compress", "missing", "--discard", "0.1"], "neither a checkpoint"),
@@ -145,6 +149,15 @@ def test_errors_end_with_2_and_one_message(
     assert message in " ".join(result.err.split())
     assert "Traceback" not in result.err
     assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_a_file_where_a_folder_is_wanted_is_one_line(command: Command, tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("text")
+    result = command("train", "--quiet", "--run", tmp_path / "afile" / "sub", *tiny)
+    assert result.code == 2
+    assert len(result.err.splitlines()) == 1
+    assert result.err.startswith("Error: ")
+    assert "afile" in result.err
 
 
 def test_a_run_folder_in_use_is_refused(command: Command, tiny: list[str], finished: Path) -> None:

@@ -40,7 +40,7 @@ def test_defaults_survive_a_round_trip_through_yaml() -> None:
         ("training.steps=2.5", "training.steps is 2.5; wanted an integer"),
         ("training.steps=true", "training.steps is True; wanted an integer"),
         ("training.steps=null", "training.steps is None; wanted an integer"),
-        ("training.lr=.nan", "training.lr is nan; wanted a number"),
+        ("training.lr=.nan", "training.lr is nan; wanted a finite number"),
         ("training.lr=-1", "training.lr is -1.0; wanted a finite number of 0 or more"),
         ("training.steps=0", "training.steps is 0; wanted 1 or more"),
         ("training.seed=-1", "training.seed is -1; wanted 0 or more"),

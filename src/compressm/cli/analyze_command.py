@@ -29,12 +29,11 @@ def analyze(
     from compressm.cli.report.show import print_table
     from compressm.cli.report.spectra_picture import draw_spectra
     from compressm.cli.stored import open_stored
-    from compressm.cli.stored_analysis import calibrate, outlooks, without_data
-    from compressm.training.presets import preset as named
+    from compressm.cli.stored_analysis import calibrate, named_preset, outlooks, without_data
 
     terminal = Terminal(quiet)
     fractions: tuple[float, ...] = convert(tuple[float, ...], tolerances, "--tolerances")  # type: ignore[assignment]
-    chosen = without_data(named(preset)) if white else named(preset)
+    chosen = without_data(named_preset(preset)) if white else named_preset(preset)
     stored = open_stored(checkpoint, terminal)
     calibration = None
     if not white:

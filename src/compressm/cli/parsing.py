@@ -180,5 +180,5 @@ def _number(value: object) -> float | None:
 
 
 def _describe(kind: Any) -> str:
-    names = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+    names = {int: "an integer", float: "a finite number", str: "text", bool: "true or false"}
     return names.get(kind, str(kind))

@@ -11,14 +11,16 @@ from compressm.adapters.calibration import Calibration
 from compressm.adapters.registry import find_layers
 from compressm.cli.console import Terminal
 from compressm.cli.objective import Objective
+from compressm.cli.parsing import nearest
 from compressm.cli.recorder import count
 from compressm.cli.stored import StoredModel
 from compressm.compress import analyze
 from compressm.data.batching import Batcher
 from compressm.data.dataset import Dataset
+from compressm.errors import ConfigError
 from compressm.reduction.report import ReductionPlan
 from compressm.reduction.result import GramianSource
-from compressm.training.presets import Preset
+from compressm.training.presets import PRESETS, Preset
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,17 @@ def calibrate(stored: StoredModel, dataset: Dataset, batches: int, terminal: Ter
                 objective.loss(stored.model, batcher.training(step)).backward()
     stored.model.zero_grad(set_to_none=True)
     return calibration
+
+
+def named_preset(name: str) -> Preset:
+    """The preset that `--preset` names.
+
+    Raises:
+        ConfigError: there is none; the message gives the nearest one.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"--preset is {name!r}; wanted one of {', '.join(PRESETS)}.{nearest(name, PRESETS)}")
+    return PRESETS[name]
 
 
 def without_data(chosen: Preset) -> Preset:

@@ -73,6 +73,13 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
         raise DataError(f"{path} does not exist or is not a file; wanted a .npz file with the arrays X and y.")
     try:
         with path.open("rb") as stream:
+            single = stream.read(6) == b"\x93NUMPY"
+        if not single and not zipfile.is_zipfile(path):
+            raise DataError(
+                f"{path} cannot be read as a .npz file: it is no zip archive, or was cut off. Write it with "
+                "numpy.savez(path, X=X, y=y)."
+            )
+        with path.open("rb") as stream:
             archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} holds a single array; wanted a .npz file with X and y (numpy.savez).")
