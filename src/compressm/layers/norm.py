@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from enum import Enum
 from typing import Any
 
@@ -20,16 +21,16 @@ class NormKind(Enum):
     NONE = "none"
 
 
-class SequenceNorm(nn.Module):
+class SequenceNorm(nn.Module, ABC):
     """Base of normalisations of (batch, L, H) that can also run step by step on (batch, H)."""
 
+    @abstractmethod
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The normalised x (batch, L, H); `mask` (batch, L) is True where data is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, x: Tensor) -> Tensor:
         """The normalised x (batch, H) of one time step."""
-        raise NotImplementedError
 
 
 class MaskedBatchNorm(SequenceNorm):
