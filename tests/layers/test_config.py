@@ -33,6 +33,8 @@ def test_plain_values_and_back() -> None:
         ({"bidirectional": 1}, "bidirectional is 1; wanted true or false"),
         ({"r_min": 0.99, "r_max": 0.9}, "r_min is 0.99 and r_max 0.9"),
         ({"max_phase": 0.0}, "max_phase is 0.0"),
+        ({"dt_min": "small"}, "dt_min is 'small'; wanted a number"),
+        ({"init": "legs"}, "init is 'legs', but a layer of the kind 'lru' has no such setting; it has r_min, r_max"),
     ],
 )
 def test_wrong_settings_are_named(values, message) -> None:

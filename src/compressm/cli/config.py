@@ -8,7 +8,7 @@ from math import isfinite
 
 from compressm.data.normalisation import Scaling
 from compressm.errors import ConfigError
-from compressm.layers.config import LayerKind
+from compressm.layers.families import LayerKind
 from compressm.layers.norm import NormKind
 from compressm.reduction.criteria import Reference
 from compressm.surgery.policy import StatePolicy
@@ -64,6 +64,10 @@ class ModelOptions:
     bidirectional: bool = False
     r_min: float = 0.9
     r_max: float = 0.999
+    init: str | None = None  # this and what follows: of some kinds of layers, see `ModelConfig`
+    discretization: str | None = None
+    dt_min: float | None = None
+    dt_max: float | None = None
 
     def __post_init__(self) -> None:
         """Check ranges."""

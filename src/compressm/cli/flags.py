@@ -9,6 +9,8 @@ from compressm.cli.parsing import Tree, nest
 SETTINGS = {
     "data": "data.path",
     "layer": "model.layer",
+    "init": "model.init",
+    "discretization": "model.discretization",
     "order": "model.order",
     "width": "model.width",
     "blocks": "model.blocks",

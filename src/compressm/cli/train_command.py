@@ -26,6 +26,10 @@ def train(
         list[str] | None, _option("Any setting, such as training.log_every=5; may be repeated.", "Data", "--set")
     ] = None,
     layer: Annotated[str | None, _option("lru or dense.", _Model)] = None,
+    init: Annotated[str | None, _option("Initial poles, for kinds of layers with a choice.", _Model)] = None,
+    discretization: Annotated[
+        str | None, _option("How the layer's continuous system is sampled, for kinds with a choice.", _Model)
+    ] = None,
     order: Annotated[int | None, _option("States of each layer at the start.", _Model)] = None,
     width: Annotated[int | None, _option("Channels.", _Model)] = None,
     blocks: Annotated[int | None, _option("Blocks.", _Model)] = None,

@@ -1,11 +1,14 @@
 """State space layers and a sequence model built of them; ignorant of compression."""
 
+from compressm.layers.base import SequenceLayer as SequenceLayer
 from compressm.layers.bidirectional import Bidirectional as Bidirectional
 from compressm.layers.block import Block as Block
-from compressm.layers.config import LayerKind as LayerKind
 from compressm.layers.config import ModelConfig as ModelConfig
 from compressm.layers.config import Task as Task
 from compressm.layers.dense import DenseSSM as DenseSSM
+from compressm.layers.families import FAMILIES as FAMILIES
+from compressm.layers.families import Family as Family
+from compressm.layers.families import LayerKind as LayerKind
 from compressm.layers.lru import LRU as LRU
 from compressm.layers.model import SequenceModel as SequenceModel
 from compressm.layers.model import StreamState as StreamState

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from compressm.layers.dense import DenseSSM
-from compressm.layers.lru import LRU
+from compressm.layers.base import SequenceLayer
 
 
 class Bidirectional(nn.Module):
@@ -17,7 +16,7 @@ class Bidirectional(nn.Module):
     Both layers stay modules of their own, with orders of their own.
     """
 
-    def __init__(self, ahead: LRU | DenseSSM, behind: LRU | DenseSSM) -> None:
+    def __init__(self, ahead: SequenceLayer, behind: SequenceLayer) -> None:
         super().__init__()
         self.ahead = ahead
         self.behind = behind
@@ -26,6 +25,10 @@ class Bidirectional(nn.Module):
     def width(self) -> int:
         """The number H of inputs and outputs."""
         return self.ahead.width
+
+    def wants_channel_first(self, batch: int, length: int) -> bool:
+        """Whether `ahead` does."""
+        return self.ahead.wants_channel_first(batch, length)
 
     def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
         """The output (batch, L, H) for the input u (batch, L, H); `mask` (batch, L) is True where data is."""

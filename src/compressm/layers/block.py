@@ -6,11 +6,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressm.errors import ConfigError
+from compressm.layers.base import SequenceLayer
 from compressm.layers.bidirectional import Bidirectional
-from compressm.layers.dense import DenseSSM
 from compressm.layers.gate import GatedLinear
 from compressm.layers.layout import dropout
-from compressm.layers.lru import LRU
 from compressm.layers.norm import SequenceNorm
 
 
@@ -20,7 +19,7 @@ class Block(nn.Module):
     This is the block of the LRU's and CompreSSM's experiments (Orvieto et al. 2023, section 4; arXiv 2510.02823).
     """
 
-    def __init__(self, norm: SequenceNorm, ssm: LRU | DenseSSM | Bidirectional, dropout: float) -> None:
+    def __init__(self, norm: SequenceNorm, ssm: SequenceLayer | Bidirectional, dropout: float) -> None:
         super().__init__()
         self.norm = norm
         self.ssm = ssm
@@ -44,7 +43,7 @@ class Block(nn.Module):
         y = dropout(functional.gelu(y), self.dropout, self.training)
         return dropout(self.gate(y), self.dropout, self.training)
 
-    def _causal(self) -> LRU | DenseSSM:
+    def _causal(self) -> SequenceLayer:
         if isinstance(self.ssm, Bidirectional):
             raise ConfigError("A bidirectional model needs the whole sequence; streaming needs bidirectional=False.")
         return self.ssm

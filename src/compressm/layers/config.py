@@ -9,15 +9,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from compressm.errors import ConfigError
+from compressm.layers.families import FAMILIES, LayerKind
 from compressm.layers.lru import check_ring
 from compressm.layers.norm import NormKind
-
-
-class LayerKind(Enum):
-    """The state space layer inside each block."""
-
-    LRU = "lru"
-    DENSE = "dense"
 
 
 class Task(Enum):
@@ -27,6 +21,9 @@ class Task(Enum):
     SEQUENCE = "sequence"  # one vector a step
 
 
+_RING = ("r_min", "r_max", "max_phase")
+_OPTIONAL = ("init", "discretization", "dt_min", "dt_max")
+_LAYER_OPTIONS = (*_RING, *_OPTIONAL)
 _LEAST = {"inputs": 1, "outputs": 1, "width": 1, "order": 0, "blocks": 0}
 
 
@@ -35,9 +32,13 @@ class ModelConfig:
     """Sizes and kinds of a `SequenceModel`; the defaults are CompreSSM's sequential MNIST model (arXiv 2510.02823).
 
     With a `vocabulary` the input is token ids (batch, L), embedded; otherwise (batch, L, inputs), through a linear
-    encoder. `r_min`, `r_max` and `max_phase` describe the ring of initial poles. Enums may be given by value.
+    encoder. Enums may be given by value.
 
-    Raises ConfigError for a value of the wrong type or outside its range.
+    The last settings belong to some kinds of layers only, see `compressm.layers.families`: `r_min`, `r_max` and
+    `max_phase` describe a ring of initial poles; `init` names the initial poles, `discretization` how a continuous
+    system is sampled, and `dt_min`, `dt_max` the range of initial step sizes. None leaves a kind its own default.
+
+    Raises ConfigError for a value of the wrong type or outside its range, and for a setting that the layer has not.
     """
 
     layer: LayerKind = LayerKind.LRU
@@ -54,6 +55,10 @@ class ModelConfig:
     r_min: float = 0.9
     r_max: float = 0.999
     max_phase: float = 2 * math.pi
+    init: str | None = None
+    discretization: str | None = None
+    dt_min: float | None = None
+    dt_max: float | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("layer", LayerKind), ("task", Task), ("norm", NormKind)):
@@ -62,15 +67,22 @@ class ModelConfig:
             _check_integer(name, getattr(self, name), least)
         if self.vocabulary is not None:
             _check_integer("vocabulary", self.vocabulary, 1)
-        for name in ("dropout", "r_min", "r_max", "max_phase"):
+        for name in ("dropout", "r_min", "r_max", "max_phase", "dt_min", "dt_max"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            optional = value is None and name in _OPTIONAL
+            if not optional and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise ConfigError(f"{name} is {value!r}; wanted a number.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; wanted 0 <= dropout < 1.")
         if not isinstance(self.bidirectional, bool):
             raise ConfigError(f"bidirectional is {self.bidirectional!r}; wanted true or false.")
         check_ring("ModelConfig", self.r_min, self.r_max, self.max_phase)
+        self._check_options()
+
+    def layer_options(self) -> dict[str, object]:
+        """The settings that the constructor of this kind of layer takes beside width and order."""
+        chosen = {name: getattr(self, name) for name in FAMILIES[self.layer].options}
+        return {name: value for name, value in chosen.items() if value is not None}
 
     def to_dict(self) -> dict[str, object]:
         """The settings as plain values, for JSON or YAML."""
@@ -84,6 +96,20 @@ class ModelConfig:
         if unknown:
             raise ConfigError(f"Unknown model settings {unknown}; wanted some of {known}.")
         return cls(**values)  # type: ignore[arg-type]  # __post_init__ checks every value
+
+    def _check_options(self) -> None:
+        taken = FAMILIES[self.layer].options
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name in _LAYER_OPTIONS:
+            value = getattr(self, name)
+            if name not in taken and value != defaults[name]:
+                raise ConfigError(
+                    f"{name} is {value!r}, but a layer of the kind {self.layer.value!r} has no such setting; it has "
+                    f"{', '.join(taken) or 'none of its own'}."
+                )
+            choices = taken.get(name)
+            if choices is not None and value is not None:
+                _member(name, value, choices)
 
 
 def _member(name: str, value: object, kind: type[Enum]) -> Enum:

@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from compressm.layers.lru import check_ring, check_size
+from compressm.layers.base import SequenceLayer, check_size
+from compressm.layers.lru import check_ring
 from compressm.ops import dense_lti
 
 
-class DenseSSM(nn.Module):
+class DenseSSM(SequenceLayer):
     """x_k = A x_{k-1} + B u_k and y_k = C x_k + D u_k with real matrices A (N, N), B (N, H), C (H, N), D (H, H).
 
     At the start A is block diagonal of 2 x 2 rotations, scaled to radii whose square is uniform on
@@ -74,7 +75,3 @@ class DenseSSM(nn.Module):
         """The output (batch, H) and the next state (batch, N) for one input u (batch, H)."""
         state = state @ self.A.mT + u @ self.B.mT
         return state @ self.C.mT + u @ self.D.mT, state
-
-    def extra_repr(self) -> str:
-        """Width and order."""
-        return f"width={self.width}, order={self.order}"

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from compressm.errors import ConfigError
-from compressm.ops import diagonal_lti
+from compressm.layers.base import SequenceLayer, check_size
+from compressm.ops import Form, choose_form, diagonal_lti
 from compressm.ops.precision import precise
 
 
-class LRU(nn.Module):
+class LRU(SequenceLayer):
     """A diagonal complex recurrence with a real output (Orvieto et al. 2023, arXiv 2303.06349, eqs. 2, 6 and 7).
 
     x_k = lambda x_{k-1} + exp(gamma_log) (B_re + i B_im) u_k and y_k = Re((C_re + i C_im) x_k) + D u_k, with
@@ -83,6 +84,11 @@ class LRU(nn.Module):
             feedthrough=self.D,
         )
 
+    def wants_channel_first(self, batch: int, length: int) -> bool:
+        """Where the recurrence runs as a convolution."""
+        form = choose_form(batch, length, self.width, self.width, self.order, self.training)
+        return form is Form.CONVOLUTION
+
     def initial_state(self, batch: int) -> Tensor:
         """The zero state (batch, N, 2): real and imaginary parts, in float32 or wider."""
         dtype = torch.promote_types(self.nu_log.dtype, torch.float32)
@@ -100,18 +106,6 @@ class LRU(nn.Module):
         next_im = pole_re * x_im + pole_im * x_re + gamma * (v @ b_im.mT)
         y = next_re @ c_re.mT - next_im @ c_im.mT + self.D * v
         return y.to(u.dtype), torch.stack([next_re, next_im], dim=-1)
-
-    def extra_repr(self) -> str:
-        """Width and order."""
-        return f"width={self.width}, order={self.order}"
-
-
-def check_size(layer: str, width: int, order: int) -> None:
-    """Raise ConfigError unless a layer of this width and order exists."""
-    if width < 1:
-        raise ConfigError(f"{layer}: width is {width}; wanted 1 or more.")
-    if order < 0:
-        raise ConfigError(f"{layer}: order is {order}; wanted 0 or more.")
 
 
 def check_ring(layer: str, r_min: float, r_max: float, max_phase: float) -> None:

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from compressm.errors import ConfigError
+from compressm.layers.base import SequenceLayer
 from compressm.layers.bidirectional import Bidirectional
 from compressm.layers.block import Block
-from compressm.layers.config import LayerKind, ModelConfig, Task
-from compressm.layers.dense import DenseSSM
+from compressm.layers.config import ModelConfig, Task
+from compressm.layers.families import FAMILIES
 from compressm.layers.layout import SequenceLinear, channel_first
-from compressm.layers.lru import LRU
 from compressm.layers.norm import build_norm
-from compressm.ops import Form, choose_form
 
 
 class StreamState(NamedTuple):
@@ -85,11 +84,9 @@ class SequenceModel(nn.Module):
 
     def _lay_out(self, x: Tensor) -> Tensor:
         """x in the memory layout in which its recurrences run."""
-        config = self.config
-        form = choose_form(x.shape[0], x.shape[1], config.width, config.width, config.order, self.training)
-        if config.layer is LayerKind.LRU and form is Form.CONVOLUTION:
-            return channel_first(x)
-        return x.contiguous()
+        blocks = self._blocks()
+        wanted = bool(blocks) and blocks[0].ssm.wants_channel_first(x.shape[0], x.shape[1])
+        return channel_first(x) if wanted else x.contiguous()
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
@@ -117,10 +114,10 @@ def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
     return valid.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def _build_ssm(config: ModelConfig) -> LRU | DenseSSM | Bidirectional:
-    kind = {LayerKind.LRU: LRU, LayerKind.DENSE: DenseSSM}[config.layer]
+def _build_ssm(config: ModelConfig) -> SequenceLayer | Bidirectional:
+    family = FAMILIES[config.layer]
 
-    def one() -> LRU | DenseSSM:
-        return kind(config.width, config.order, r_min=config.r_min, r_max=config.r_max, max_phase=config.max_phase)
+    def one() -> SequenceLayer:
+        return family.layer(config.width, config.order, **config.layer_options())
 
     return Bidirectional(one(), one()) if config.bidirectional else one()

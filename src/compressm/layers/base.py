@@ -1,0 +1,58 @@
+"""What every state space layer of the library offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from compressm.errors import ConfigError
+
+
+class SequenceLayer(nn.Module, ABC):
+    """Base of causal linear layers (batch, L, H) -> (batch, L, H) that run over whole sequences or step by step.
+
+    Both forms give the same output. `width` and `order` are read off the parameters, so that resizing these in place
+    is all it takes to change the order.
+    """
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """The number H of inputs and outputs."""
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """The number of stored states (for a bank of systems, of each)."""
+
+    @abstractmethod
+    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The output (batch, L, H) for the input u (batch, L, H) from a zero state.
+
+        Where `mask` (batch, L) is False the input counts as zero; outputs there mean nothing.
+        """
+
+    @abstractmethod
+    def initial_state(self, batch: int) -> Tensor:
+        """The zero state; its first dimension is the batch."""
+
+    @abstractmethod
+    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The output (batch, H) and the next state for one input u (batch, H)."""
+
+    def wants_channel_first(self, batch: int, length: int) -> bool:
+        """Whether `forward` is fastest on channel-first memory, see `compressm.layers.layout`."""
+        return False
+
+    def extra_repr(self) -> str:
+        """Width and order."""
+        return f"width={self.width}, order={self.order}"
+
+
+def check_size(layer: str, width: int, order: int) -> None:
+    """Raise ConfigError unless a layer of this width and order exists."""
+    if width < 1:
+        raise ConfigError(f"{layer}: width is {width}; wanted 1 or more.")
+    if order < 0:
+        raise ConfigError(f"{layer}: order is {order}; wanted 0 or more.")
