@@ -17,3 +17,5 @@ from compressm.training.schedule import Schedule as Schedule
 from compressm.training.schedule import WarmupThenEvery as WarmupThenEvery
 from compressm.training.schedule import Window as Window
 from compressm.training.schedule import schedule_from_dict as schedule_from_dict
+from compressm.training.summary import SizeTime as SizeTime
+from compressm.training.summary import TrainingSummary as TrainingSummary

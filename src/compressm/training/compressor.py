@@ -24,13 +24,22 @@ from compressm.reduction.result import GramianSource
 from compressm.settings import CompressionSettings
 from compressm.surgery.snapshot import Snapshot, Stateful
 from compressm.surgery.wrappers import require_plain
+from compressm.training.clock import StepClock, Work
 from compressm.training.guard import Guard
 from compressm.training.history import Cut, Event, History, RolledBack, Skipped
 from compressm.training.interrupts import held_interrupts
 from compressm.training.plan import make_plan
 from compressm.training.probe import Probe
 from compressm.training.schedule import Schedule
-from compressm.training.state import VERSION, check_state, probe_from_state, probe_to_state
+from compressm.training.state import (
+    VERSION,
+    check_state,
+    probe_from_state,
+    probe_to_state,
+    times_from_state,
+    times_to_state,
+)
+from compressm.training.summary import PeakMemory, TrainingSummary, summarise
 from compressm.training.targets import require_layers, require_their_optimizer
 from compressm.training.watch import StepWatch
 
@@ -99,6 +108,7 @@ class InTrainingCompressor:
         require_plain(model)
         layers = require_layers(model, adapters)
         self.history = History({x.name: read_system(x).order for x in layers})
+        self._clock, self._peak = StepClock(self.history.initial), PeakMemory()
         self._steps, self._stopped, self._closed = 0, False, False
         self._probe: Probe | None = None
         gradients = self.plan.settings.observability is GramianSource.LOSS
@@ -122,7 +132,7 @@ class InTrainingCompressor:
 
     def orders(self) -> dict[str, int]:
         """Each layer's present order (stored states) by the layer's name."""
-        return {name: series[-1][1] for name, series in self.history.orders().items()}
+        return self.history.last_orders()
 
     @property
     def cut_due(self) -> bool:
@@ -137,6 +147,7 @@ class InTrainingCompressor:
             yield
         finally:
             self._arrange_capture()
+            self._clock.disturb()
 
     def step(self) -> tuple[Event, ...]:
         """Count one optimizer step and do what is due after it; the events of this step, mostly none.
@@ -147,13 +158,19 @@ class InTrainingCompressor:
         if self._closed:
             raise SurgeryError("This compressor was closed; make a new one to go on cutting.")
         self._watch.require_outside()
+        self._clock.enter(captured=self._calibration.started)
         with held_interrupts():
             self._steps += 1
             try:
                 events = self._due()
             finally:
                 self._arrange_capture()
+                self._clock.leave()
         return events
+
+    def summary(self) -> TrainingSummary:
+        """Steps and step time at each size, the cost of cutting, the estimated saving, and peak memory, until now."""
+        return summarise(self._clock, self.history, self._peak_memory())
 
     def finish(self) -> tuple[Event, ...]:
         """Let the guard judge a cut it has not judged yet, then close. A `with` block that ends well does this."""
@@ -185,6 +202,7 @@ class InTrainingCompressor:
             "history": self.history.to_dict(),
             "calibration": self._calibration.state_dict(),
             "probe": probe_to_state(self._probe),
+            "seconds": times_to_state(self._clock, self._peak_memory()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -196,9 +214,10 @@ class InTrainingCompressor:
         check_state(state, self.plan, list(self.history.initial))
         history = History.from_dict(state["history"])
         probe = probe_from_state(state["probe"], self.model, self._optimizers, self._restorable)
+        clock, peak = times_from_state(state.get("seconds"), history)
         self._calibration.stop()
         self._calibration.load_state_dict(state["calibration"])
-        self.history, self._probe = history, probe
+        self.history, self._probe, self._clock, self._peak = history, probe, clock, peak
         self._steps, self._stopped = int(state["steps"]), bool(state["stopped"])
         self._arrange_capture()
 
@@ -226,14 +245,15 @@ class InTrainingCompressor:
         self._calibration.stop()
         try:
             before, snapshot = self._before_cut()
-            report = compress_(
-                self.model,
-                settings,
-                optimizer=self._optimizers,
-                calibration=self._calibration,
-                adapters=self._adapters,
-                budgets=self.history.budgets(),
-            )
+            with self._clock.timing(Work.CUT):
+                report = compress_(
+                    self.model,
+                    settings,
+                    optimizer=self._optimizers,
+                    calibration=self._calibration,
+                    adapters=self._adapters,
+                    budgets=self.history.budgets(),
+                )
         except (CompressmError, torch.linalg.LinAlgError) as error:
             if self._on_error is OnError.RAISE or isinstance(error, ConfigError):
                 raise
@@ -247,6 +267,7 @@ class InTrainingCompressor:
         if snapshot is not None and cut.changed:
             self._probe = Probe(cut, before, snapshot, self.history.events)
         self.history.add(cut)
+        self._clock.resize(self.orders())
         _log.info("%s (%.2f s)", cut, report.seconds)
         if self._on_cut is not None:
             self._on_cut(cut)
@@ -256,26 +277,33 @@ class InTrainingCompressor:
         guard = self.plan.guard
         if guard is None:
             return 0.0, None
-        return guard.measure(self.model), Snapshot.take(self.model, self._optimizers, self._restorable)
+        with self._clock.timing(Work.GUARD):
+            return guard.measure(self.model), Snapshot.take(self.model, self._optimizers, self._restorable)
 
     def _judge(self, probe: Probe) -> tuple[Event, ...]:
         guard = self.plan.guard
         if guard is None:
             return ()
-        with self.not_capturing():
+        with self._clock.timing(Work.GUARD), self.not_capturing():
             after = guard.measure(self.model)
         self._probe = None
         if not guard.refuses(probe.before, after):
             return ()
-        probe.snapshot.restore()
+        with self._clock.timing(Work.GUARD):
+            probe.snapshot.restore()
         event = RolledBack(self._steps, probe.cut.step, probe.before, after, guard.allowed, probe.cut.report)
         self._steps = probe.cut.step
         self.history = History(self.history.initial, (*probe.events, event))
+        self._clock.resize(self.orders())
         self._stopped = guard.stop_after_rollback
         self._calibration.stop()
         self._calibration.clear()
         _log.warning("%s", event)
         return (event,)
+
+    def _peak_memory(self) -> PeakMemory:
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return PeakMemory.now(device).or_more(self._peak)
 
     def _arrange_capture(self) -> None:
         if self._closed:

@@ -100,6 +100,10 @@ class History:
                 series.setdefault(layer.name, [(0, layer.order_before)]).append((cut.step, layer.order_after))
         return series
 
+    def last_orders(self) -> dict[str, int]:
+        """Each layer's order after the last cut that stands."""
+        return {name: series[-1][1] for name, series in self.orders().items()}
+
     def budgets(self) -> dict[str, Budget]:
         """Each layer's first spectrum and what the cuts that stand have discarded, as sums."""
         found: dict[str, Budget] = {}

@@ -10,9 +10,11 @@ from torch.optim import Optimizer
 
 from compressm.errors import ConfigError
 from compressm.surgery.snapshot import Snapshot, Stateful
+from compressm.training.clock import StepClock
 from compressm.training.history import Cut, History
 from compressm.training.plan import CutPlan, differences
 from compressm.training.probe import Probe
+from compressm.training.summary import PeakMemory
 
 VERSION = 1
 _KEYS = ("steps", "stopped", "history", "calibration", "probe")
@@ -61,3 +63,20 @@ def probe_from_state(
         raise ConfigError(f"The compressor's state has a pending probe of {cut!r}; wanted a cut.")
     snapshot = Snapshot.from_state_dict(state["snapshot"], model, optimizers, schedulers)
     return Probe(cut, float(state["before"]), snapshot, tuple(events))
+
+
+def times_to_state(clock: StepClock, peak: PeakMemory) -> dict[str, Any]:
+    """What was measured of time and memory."""
+    return {"clock": clock.state_dict(), "peak": [peak.process, peak.device]}
+
+
+def times_from_state(state: Mapping[str, Any] | None, history: History) -> tuple[StepClock, PeakMemory]:
+    """What `times_to_state` wrote, for a run of that history; a run saved without times begins to measure now."""
+    if state is None:
+        return StepClock(history.last_orders()), PeakMemory()
+    try:
+        process, device = (None if value is None else int(value) for value in state["peak"])
+        clock = state["clock"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"The compressor's times are damaged ({error!r}); use another checkpoint.") from error
+    return StepClock.from_state_dict(clock, history.last_orders()), PeakMemory(process, device)
