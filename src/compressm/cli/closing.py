@@ -22,17 +22,20 @@ from compressm.data.dataset import Dataset
 from compressm.errors import CompressmError
 from compressm.layers.model import SequenceModel
 from compressm.training.presets import preset
+from compressm.training.summary import TrainingSummary
 
 _WARM_UP, _ROUNDS, _SECONDS = 3, 30, 8.0
 
 
-def close(folder: RunFolder, config: RunConfig, dataset: Dataset, terminal: Terminal) -> Results:
-    """Measure, and write results.json. The run's own model and checkpoints are left as they are."""
+def close(
+    folder: RunFolder, config: RunConfig, dataset: Dataset, taken: TrainingSummary, terminal: Terminal
+) -> Results:
+    """Measure, and write results.json, with what the run has taken. Its model and checkpoints are left as they are."""
     stored = open_stored(folder.path)
     test = evaluate_stored(stored, dataset, dataset.test, terminal)
     terminal.say("Measuring the time of a training step, uncompressed and at the end")
     full, end = _step_times(stored, config, dataset)
-    results = Results(test, _spectra(stored, config, dataset, terminal), full, end)
+    results = Results(test, _spectra(stored, config, dataset, terminal), full, end, taken.to_dict())
     results.write(folder.path)
     return results
 

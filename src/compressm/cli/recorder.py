@@ -19,6 +19,8 @@ from compressm.cli.responses import impulse_responses, pair_up, save_pairs
 from compressm.training.compressor import InTrainingCompressor
 from compressm.training.history import Cut, Event, History
 from compressm.training.loop import LoopObserver, LoopState, Moment, Scores
+from compressm.training.state import times_from_state, times_to_state
+from compressm.training.summary import PeakMemory, TrainingSummary, summarise
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -39,18 +41,23 @@ class Recorder(LoopObserver):
         objective: Objective,
         *,
         length: int,
+        seconds: dict[str, Any] | None,
         extra: dict[str, Any],
         keep: int,
         board: SummaryWriter | None,
         show: Callable[[int, str], None],
     ) -> None:
-        """Record into `folder`; `length` is the data's longest sequence, `extra` goes into every checkpoint."""
+        """Record into `folder`; `length` is the data's longest sequence, `extra` goes into every checkpoint.
+
+        `seconds` is what the checkpoint of an earlier process has under that name.
+        """
         self._folder, self._metrics, self._objective = folder, metrics, objective
         self._model, self._optimizer, self._compressor = model, optimizer, compressor
         self._length, self._extra, self._keep = min(length, _RESPONSE_STEPS), extra, keep
         self._board, self._show = board, show
         self._responses: dict[str, NDArray[np.float64]] = {}
         self._metric: float | None = None
+        self._clock, self._peak = times_from_state(seconds, History(layer_orders(model)))  # without a compressor
 
     def begin(self, state: LoopState) -> None:
         """The first record and the first checkpoint of a new run."""
@@ -60,11 +67,13 @@ class Recorder(LoopObserver):
 
     def stepped(self, step: int, loss: float) -> None:
         """Move the bar."""
+        self._clock.enter(captured=False)
         metric = f"  {self._objective.metric} {self._objective.show(self._metric)}" if self._metric is not None else ""
         orders = ""
         if self._compressor is not None:
             orders = "  order " + ", ".join(str(order) for order in self._compressor.orders().values())
         self._show(step, f"loss {loss:.3f}{metric}{orders}")
+        self._clock.leave()
 
     def logged(self, step: int, loss: float, rate: float, seconds: float) -> None:
         """A "train" record."""
@@ -73,6 +82,7 @@ class Recorder(LoopObserver):
 
     def evaluated(self, step: int, moment: Moment, scores: Scores) -> None:
         """An "evaluation" record."""
+        self._clock.disturb()
         self._metrics.append({"kind": "evaluation", "step": step, "moment": moment.value, **scores})
         self._metric = scores[self._objective.metric]
         if moment is not Moment.BEFORE_CUT:  # one value a step
@@ -94,13 +104,23 @@ class Recorder(LoopObserver):
 
     def save(self, state: LoopState) -> None:
         """A checkpoint that knows how long metrics.jsonl was."""
+        self._clock.disturb()
         extra = {**self._extra, "loop": state.to_dict(), "metrics_bytes": self._metrics.sync()}
+        if self._compressor is None:
+            extra["seconds"] = times_to_state(self._clock, PeakMemory.now(torch.device("cpu")).or_more(self._peak))
         path = self._folder.checkpoint(state.step)
         path.parent.mkdir(exist_ok=True)
         save_checkpoint(path, self._model, optimizer=self._optimizer, compressor=self._compressor, extra=extra)
         self._folder.prune(self._keep)
         if self._board is not None:
             self._board.flush()
+
+    def summary(self) -> TrainingSummary:
+        """What the run took, of the compressor where there is one."""
+        if self._compressor is not None:
+            return self._compressor.summary()
+        peak = PeakMemory.now(torch.device("cpu")).or_more(self._peak)
+        return summarise(self._clock, History(layer_orders(self._model)), peak)
 
     def close(self) -> None:
         """Close the files."""

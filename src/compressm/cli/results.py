@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from compressm.errors import CheckpointError
 
@@ -15,13 +16,15 @@ _NAME = "results.json"
 @dataclass(frozen=True)
 class Results:
     """Scores on the test split; each layer's Hankel singular values at the end; median seconds of a training step of
-    the uncompressed model (None where nothing was cut) and of the final one, measured in turns.
+    the uncompressed model (None where nothing was cut) and of the final one, measured in turns; what the run itself
+    took (`TrainingSummary.to_dict`; None in a file that was written before there was one).
     """
 
     test: dict[str, float]
     spectra: dict[str, list[float]]
     full_step: float | None
     end_step: float
+    run: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Results:

@@ -109,11 +109,11 @@ def _training(config: RunConfig, dataset: Dataset) -> _Parts:
 
 def _train(folder: RunFolder, config: RunConfig, dataset: Dataset, terminal: Terminal) -> bool:
     parts = _training(config, dataset)
-    state, length = LoopState(), 0
+    state, length, seconds = LoopState(), 0, None
     saved = folder.checkpoints()
     if saved:
         extra = _load_newest(folder, saved, parts, terminal)
-        state, length = LoopState(**extra["loop"]), int(extra["metrics_bytes"])
+        state, length, seconds = LoopState(**extra["loop"]), int(extra["metrics_bytes"]), extra.get("seconds")
         terminal.say(f"Resuming at step {state.step} of {config.training.steps}")
     with ExitStack() as stack:
         recorder = Recorder(
@@ -124,6 +124,7 @@ def _train(folder: RunFolder, config: RunConfig, dataset: Dataset, terminal: Ter
             parts.compressor,
             parts.objective,
             length=dataset.max_length,
+            seconds=seconds,
             extra={"kind": KIND, "model": parts.model_config.to_dict(), "config": flatten(config)},
             keep=config.output.keep,
             board=_board(folder, config, state.step, terminal),
@@ -151,7 +152,7 @@ def _train(folder: RunFolder, config: RunConfig, dataset: Dataset, terminal: Ter
         )
     if state.step < config.training.steps:
         return False
-    close(folder, config, dataset, terminal)
+    close(folder, config, dataset, recorder.summary(), terminal)
     return True
 
 

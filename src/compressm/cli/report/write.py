@@ -13,13 +13,17 @@ from compressm.cli.report.pictures import draw_all
 from compressm.cli.report.rows import cuts_table, orders_table, result_table
 from compressm.cli.report.show import markdown_table, print_table
 from compressm.cli.report.summary import RunSummary, summarise
+from compressm.cli.report.time_rows import time_table
 from compressm.cli.results import Results
 
 
 def report(folder: RunFolder, objective: Objective, terminal: Terminal) -> RunSummary:
     """Show the tables of a finished run and write report.md and the pictures; may be repeated."""
-    summary = summarise(read_metrics(folder.metrics), objective.metric, Results.read(folder.path))
-    tables = (result_table(summary, objective), orders_table(summary), cuts_table(summary, objective))
+    results = Results.read(folder.path)
+    summary = summarise(read_metrics(folder.metrics), objective.metric, results)
+    tables = [result_table(summary, objective), orders_table(summary), cuts_table(summary, objective)]
+    if results.run is not None:
+        tables.append(time_table(results.run))
     for table in tables:
         print_table(terminal.out, table)
     for step, reason in summary.skipped:
