@@ -18,7 +18,7 @@ def test_plain_values_and_back() -> None:
     ("values", "message"),
     [
         ({"widht": 8}, r"Unknown model settings \['widht'\]; wanted some of \['layer', 'inputs'"),
-        ({"layer": "s4"}, r"layer is 's4'; wanted one of \['lru', 'dense'\]"),
+        ({"layer": "s9"}, r"layer is 's9'; wanted one of \['lru', 'dense'"),
         ({"task": 3}, "task is 3; wanted one of"),
         ({"norm": ["batch"]}, "norm is"),
         ({"width": 0}, "width is 0; wanted an integer of at least 1"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compressm.adapters.base import Form, StateSpaceAdapter
+from compressm.adapters.holding import double
 from compressm.adapters.pullbacks import real_matrix_pullback
 from compressm.adapters.registry import register_adapter
 from compressm.adapters.update import LayerUpdate
@@ -26,7 +27,7 @@ class DenseAdapter(StateSpaceAdapter):
 
     def read(self, layer: nn.Module) -> StateSpace:
         """The layer's system."""
-        a, b, c, d = (_double(layer, name) for name in ("A", "B", "C", "D"))
+        a, b, c, d = (double(layer, name) for name in ("A", "B", "C", "D"))
         return StateSpace(a, b, c, d)
 
     def write(self, layer: nn.Module, reduction: Reduction) -> LayerUpdate:
@@ -35,7 +36,7 @@ class DenseAdapter(StateSpaceAdapter):
             raise AdapterError("DenseSSM: a reduction without maps between old and new states cannot be written.")
         system, w_t, v = reduction.system, reduction.restrict.linear, reduction.embed.linear
         tensors = {"A": system.a.clone(), "B": system.b.clone(), "C": system.c.clone()}
-        if system.d is not None and not torch.equal(system.d, _double(layer, "D")):
+        if system.d is not None and not torch.equal(system.d, double(layer, "D")):
             tensors["D"] = system.d.clone()
         maps = (
             real_matrix_pullback("A", v, w_t),
@@ -43,8 +44,3 @@ class DenseAdapter(StateSpaceAdapter):
             real_matrix_pullback("C", None, w_t),
         )
         return LayerUpdate(system.order, tensors, maps=maps)
-
-
-def _double(layer: nn.Module, name: str) -> Tensor:
-    value: Tensor = getattr(layer, name)
-    return value.detach().to("cpu", torch.float64)

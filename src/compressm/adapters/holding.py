@@ -17,3 +17,9 @@ def reference_tensor(layer: nn.Module) -> Tensor:
 def identity_of(layer: nn.Module) -> frozenset[int]:
     """What makes two layers one system: the very same parameters, or the module itself where it has none."""
     return frozenset(id(p) for p in layer.parameters()) or frozenset({id(layer)})
+
+
+def double(layer: nn.Module, name: str) -> Tensor:
+    """A tensor of the layer without a graph, on the CPU in double precision."""
+    value: Tensor = getattr(layer, name)
+    return value.detach().to("cpu", torch.float64)

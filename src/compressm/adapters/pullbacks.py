@@ -45,6 +45,32 @@ class InputWeights:
 
 
 @dataclass(frozen=True, eq=False)
+class SampledInputWeights:
+    """Real parameters `re`, `im` `(n, m)` of b where B = gain b with complex gains `(n, 1)` that poles and step fix.
+
+    `embed` has B ~ embed(B').
+    """
+
+    re: str
+    im: str
+    embed: ConjugateLinear
+    old_gain: Tensor
+    new_gain: Tensor
+
+    def pullback(self) -> Pullback:
+        """Gradients: G of B is g / conj(gain); G' = embed.adjoint(G); times the new conj(gain)."""
+        return Pullback((self.re, self.im), self._covectors, self._variances)
+
+    def _covectors(self, old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        g = torch.complex(old[self.re].double(), old[self.im].double()) / self.old_gain.conj()
+        new = self.embed.adjoint(g) * self.new_gain.conj()
+        return {self.re: new.real, self.im: new.imag}
+
+    def _variances(self, old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: typical(old[name], 0, self.new_gain.shape[-2]) for name in (self.re, self.im)}
+
+
+@dataclass(frozen=True, eq=False)
 class OutputWeights:
     """Real parameters `re`, `im` `(p, n)` of C; `restrict` has C ~ restrict.right(C')."""
 

@@ -9,9 +9,11 @@ from compressm.layers.dense import DenseSSM as DenseSSM
 from compressm.layers.families import FAMILIES as FAMILIES
 from compressm.layers.families import Family as Family
 from compressm.layers.families import LayerKind as LayerKind
+from compressm.layers.hippo import DiagonalInit as DiagonalInit
 from compressm.layers.lru import LRU as LRU
 from compressm.layers.model import SequenceModel as SequenceModel
 from compressm.layers.model import StreamState as StreamState
 from compressm.layers.norm import MaskedBatchNorm as MaskedBatchNorm
 from compressm.layers.norm import MaskedLayerNorm as MaskedLayerNorm
 from compressm.layers.norm import NormKind as NormKind
+from compressm.layers.s5 import S5 as S5

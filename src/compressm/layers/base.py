@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from enum import Enum
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from compressm.errors import ConfigError
+
+_E = TypeVar("_E", bound=Enum)
 
 
 class SequenceLayer(nn.Module, ABC):
@@ -56,3 +60,11 @@ def check_size(layer: str, width: int, order: int) -> None:
         raise ConfigError(f"{layer}: width is {width}; wanted 1 or more.")
     if order < 0:
         raise ConfigError(f"{layer}: order is {order}; wanted 0 or more.")
+
+
+def member(kind: type[_E], value: object, name: str) -> _E:
+    """The member of an Enum, given as itself or by value; raises ConfigError for anything else."""
+    try:
+        return kind(value)
+    except ValueError:
+        raise ConfigError(f"{name} is {value!r}; wanted one of {[m.value for m in kind]}.") from None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from compressm.errors import ConfigError
+from compressm.layers.base import member
 from compressm.layers.families import FAMILIES, LayerKind
 from compressm.layers.lru import check_ring
 from compressm.layers.norm import NormKind
@@ -62,7 +63,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name, kind in (("layer", LayerKind), ("task", Task), ("norm", NormKind)):
-            object.__setattr__(self, name, _member(name, getattr(self, name), kind))
+            object.__setattr__(self, name, member(kind, getattr(self, name), name))
         for name, least in _LEAST.items():
             _check_integer(name, getattr(self, name), least)
         if self.vocabulary is not None:
@@ -109,14 +110,7 @@ class ModelConfig:
                 )
             choices = taken.get(name)
             if choices is not None and value is not None:
-                _member(name, value, choices)
-
-
-def _member(name: str, value: object, kind: type[Enum]) -> Enum:
-    try:
-        return kind(value)
-    except ValueError:
-        raise ConfigError(f"{name} is {value!r}; wanted one of {[m.value for m in kind]}.") from None
+                member(choices, value, name)
 
 
 def _check_integer(name: str, value: object, least: int) -> None:

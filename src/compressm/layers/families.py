@@ -8,7 +8,10 @@ from enum import Enum
 
 from compressm.layers.base import SequenceLayer
 from compressm.layers.dense import DenseSSM
+from compressm.layers.hippo import DiagonalInit
 from compressm.layers.lru import LRU
+from compressm.layers.s5 import S5
+from compressm.ops.sampling import Sampling
 
 
 class LayerKind(Enum):
@@ -16,6 +19,7 @@ class LayerKind(Enum):
 
     LRU = "lru"
     DENSE = "dense"
+    S5 = "s5"
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,11 @@ class Family:
 
 
 _RING: Mapping[str, None] = dict.fromkeys(("r_min", "r_max", "max_phase"))
+_STEPS: Mapping[str, None] = dict.fromkeys(("dt_min", "dt_max"))
 
 FAMILIES: Mapping[LayerKind, Family] = {
     LayerKind.LRU: Family(LRU, _RING),
     LayerKind.DENSE: Family(DenseSSM, _RING),
+    LayerKind.S5: Family(S5, {"init": DiagonalInit, "discretization": Sampling, **_STEPS}),
 }
 """The only table from kinds to constructors."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compressm.errors import ConfigError
 from compressm.layers.base import SequenceLayer, check_size
-from compressm.ops import Form, choose_form, diagonal_lti
+from compressm.ops import Form, choose_form, diagonal_lti, diagonal_step
 from compressm.ops.precision import precise
 
 
@@ -72,17 +72,7 @@ class LRU(SequenceLayer):
         """
         if mask is not None:
             u = torch.where(mask[..., None], u, 0.0)
-        gamma = self.gamma_log.exp()[:, None]
-        return diagonal_lti(
-            precise(self.nu_log).exp(),
-            precise(self.theta_log).exp(),
-            gamma * self.B_re,
-            gamma * self.B_im,
-            self.C_re,
-            self.C_im,
-            u,
-            feedthrough=self.D,
-        )
+        return diagonal_lti(*self._system(), u, feedthrough=self.D)
 
     def wants_channel_first(self, batch: int, length: int) -> bool:
         """Where the recurrence runs as a convolution."""
@@ -96,16 +86,12 @@ class LRU(SequenceLayer):
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The output (batch, H) and the next state (batch, N, 2) for one input u (batch, H)."""
-        dtype = state.dtype
-        v, b_re, b_im, c_re, c_im = (t.to(dtype) for t in (u, self.B_re, self.B_im, self.C_re, self.C_im))
-        pole = torch.polar(torch.exp(-precise(self.nu_log).exp()), precise(self.theta_log).exp())
-        gamma = self.gamma_log.to(dtype).exp()
-        x_re, x_im = state.unbind(-1)
-        pole_re, pole_im = pole.real.to(dtype), pole.imag.to(dtype)
-        next_re = pole_re * x_re - pole_im * x_im + gamma * (v @ b_re.mT)
-        next_im = pole_re * x_im + pole_im * x_re + gamma * (v @ b_im.mT)
-        y = next_re @ c_re.mT - next_im @ c_im.mT + self.D * v
-        return y.to(u.dtype), torch.stack([next_re, next_im], dim=-1)
+        return diagonal_step(*self._system(), u, state, feedthrough=self.D)
+
+    def _system(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        nu, theta = precise(self.nu_log).exp(), precise(self.theta_log).exp()
+        gamma = self.gamma_log.exp()[:, None]
+        return nu, theta, gamma * self.B_re, gamma * self.B_im, self.C_re, self.C_im
 
 
 def check_ring(layer: str, r_min: float, r_max: float, max_phase: float) -> None:

@@ -4,6 +4,8 @@ from compressm.ops.cost import Form as Form
 from compressm.ops.cost import choose_form as choose_form
 from compressm.ops.dense import dense_lti as dense_lti
 from compressm.ops.diagonal import diagonal_lti as diagonal_lti
+from compressm.ops.diagonal import diagonal_step as diagonal_step
 from compressm.ops.memory import keep_freed_memory as keep_freed_memory
 from compressm.ops.reference import dense_reference as dense_reference
 from compressm.ops.reference import diagonal_reference as diagonal_reference
+from compressm.ops.sampling import Sampling as Sampling

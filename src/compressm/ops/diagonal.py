@@ -9,7 +9,7 @@ from compressm.errors import InvalidSystemError
 from compressm.ops.chunked import diagonal_chunked
 from compressm.ops.convolution import diagonal_convolution
 from compressm.ops.cost import Form, choose_form
-from compressm.ops.precision import working_dtype
+from compressm.ops.precision import precise, working_dtype
 from compressm.ops.reference import diagonal_reference
 
 
@@ -53,6 +53,34 @@ def diagonal_lti(
         recurrence = diagonal_chunked if form is Form.CHUNKED else diagonal_reference
         y = recurrence(nu, theta, b_re, b_im, c_re, c_im, v)
         return (y if d is None else torch.addcmul(y, v, d)).to(u.dtype)
+
+
+def diagonal_step(
+    nu: Tensor,
+    theta: Tensor,
+    b_re: Tensor,
+    b_im: Tensor,
+    c_re: Tensor,
+    c_im: Tensor,
+    u: Tensor,
+    state: Tensor,
+    *,
+    feedthrough: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of `diagonal_lti`: the output (batch, H_out) and the next state (batch, N, 2) for u (batch, H_in).
+
+    The state holds real and imaginary parts; the arithmetic is in its dtype, the output in that of `u`.
+    """
+    dtype = state.dtype
+    v, b_re, b_im, c_re, c_im = (t.to(dtype) for t in (u, b_re, b_im, c_re, c_im))
+    pole = torch.polar(torch.exp(-precise(nu)), precise(theta))
+    pole_re, pole_im = pole.real.to(dtype), pole.imag.to(dtype)
+    x_re, x_im = state.unbind(-1)
+    next_re = pole_re * x_re - pole_im * x_im + v @ b_re.mT
+    next_im = pole_re * x_im + pole_im * x_re + v @ b_im.mT
+    y = next_re @ c_re.mT - next_im @ c_im.mT
+    y = y if feedthrough is None else y + feedthrough.to(dtype) * v
+    return y.to(u.dtype), torch.stack([next_re, next_im], dim=-1)
 
 
 def _check(nu: Tensor, theta: Tensor, b_re: Tensor, b_im: Tensor, c_re: Tensor, c_im: Tensor, u: Tensor) -> None:
