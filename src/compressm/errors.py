@@ -47,3 +47,7 @@ class ConfigError(CompressmError, ValueError):
 
 class DataError(CompressmError, ValueError):
     """A data set is missing, damaged, or does not have the documented form."""
+
+
+class MissingDependencyError(CompressmError, ImportError):
+    """A package that only some features need is not installed."""

@@ -1,0 +1,1 @@
+"""Compression in other people's training loops: Lightning, Hugging Face Trainer, Accelerate."""
