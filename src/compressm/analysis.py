@@ -217,7 +217,9 @@ def verify_realization(ref: LayerRef, system: StateSpace, length: int = 8) -> No
         raise AdapterError(
             f"{ref.name}: {type(ref.adapter).__name__} read a system whose output differs from that of "
             f"{type(ref.module).__name__}'s own forward pass by {error:.1e} (the output's size is {size:.1e}). The "
-            f"layer has an option that the adapter does not know, or only shares its name. Nothing was cut."
+            f"layer has an option that the adapter does not know, or only shares its name. Nothing was cut. Register "
+            f"an adapter for {type(ref.module).__module__}.{type(ref.module).__qualname__}, or leave it alone with "
+            f"adapters={{{type(ref.module).__name__}: None}}."
         )
 
 

@@ -24,6 +24,7 @@ def other() -> type[LRUAdapter]:
 def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers or installs is forgotten after it."""
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(registry, "_signatures", dict(registry._signatures))
     registry._entry_points.cache_clear()
     registry._load.cache_clear()
     yield

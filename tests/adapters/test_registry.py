@@ -8,13 +8,14 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from compressm.adapters import registry
 from compressm.adapters.base import StateSpaceAdapter
 from compressm.adapters.dense import DenseAdapter
 from compressm.adapters.lru import LRUAdapter
-from compressm.adapters.registry import find_adapter, find_layers, register_adapter
+from compressm.adapters.registry import find_adapter, find_layers, register_adapter, register_signature
 from compressm.compress import analyze
 from compressm.errors import AdapterError
 from compressm.layers.bidirectional import Bidirectional
@@ -154,10 +155,16 @@ def test_the_decorator_wants_a_name() -> None:
             pass
 
 
-@pytest.mark.parametrize("adapters", [{LRU: LRUAdapter}, {"LRU": LRUAdapter()}, {LRU(1, 2): LRUAdapter()}, {LRU: None}])
+@pytest.mark.parametrize("adapters", [{LRU: LRUAdapter}, {"LRU": LRUAdapter()}, {LRU(1, 2): LRUAdapter()}])
 def test_the_mapping_wants_classes_and_instances(adapters: Any) -> None:
-    with pytest.raises(AdapterError, match=r"adapters maps .* wanted \{Layer: Adapter\(\)\} with an instance"):
+    with pytest.raises(AdapterError, match=r"adapters maps .* wanted \{Layer: Adapter\(\)\} with an instance, or None"):
         find_layers(nn.Sequential(LRU(2, 4)), adapters)
+
+
+def test_none_leaves_a_layer_and_its_insides_alone() -> None:
+    model = nn.Sequential(LRU(2, 4), Bidirectional(LRU(2, 3), LRU(2, 5)), DenseSSM(2, 4))
+    assert [r.name for r in find_layers(model, {DenseSSM: None})] == ["0", "1.ahead", "1.behind"]
+    assert [r.name for r in find_layers(model, {Bidirectional: None})] == ["0", "2"]
 
 
 def test_the_mapping_is_a_mapping() -> None:
@@ -191,3 +198,49 @@ def test_a_model_that_is_a_layer() -> None:
 
 def test_a_model_without_layers() -> None:
     assert find_layers(nn.Sequential(nn.Linear(2, 2), nn.GRU(2, 2))) == []
+
+
+class TestSignatures:
+    def test_shapes_agree_with_each_other(self, other: type[LRUAdapter]) -> None:
+        class Copy(nn.Module):
+            def __init__(self, n: int, m: int, p: int) -> None:
+                super().__init__()
+                self.inner = nn.Module()
+                self.inner.a = torch.zeros(n)
+                self.register_buffer("b", torch.zeros(n, m, 2))
+                self.c = nn.Parameter(torch.zeros(1, p, dtype=torch.complex64))
+
+        register_signature({"inner.a": "n", "b": "n m 2", "c": "1 n complex"})(other)
+        assert type(find_adapter(Copy(3, 2, 3))) is other
+        assert find_adapter(Copy(3, 2, 4)) is None
+        real = Copy(3, 2, 3)
+        real.c = nn.Parameter(torch.zeros(1, 3))
+        assert find_adapter(real) is None
+        del real.inner.a
+        assert find_adapter(real) is None
+
+    def test_the_one_with_the_most_tensors(self, plain: type[nn.Module], other: type[LRUAdapter]) -> None:
+        class Both(LRUAdapter):
+            pass
+
+        register_signature({"weight": "n m", "bias": "n"})(Both)
+        register_signature({"weight": "n m"})(other)
+        assert type(find_adapter(plain())) is Both
+        assert type(find_adapter(nn.Linear(2, 3, bias=False))) is other
+        register_adapter(qualified(plain))(other)
+        assert type(find_adapter(plain())) is other
+
+    def test_one_adapter_for_one_signature(self, other: type[LRUAdapter]) -> None:
+        register_signature({"weight": "n m"})(other)
+        register_signature({"weight": "n m"})(other)
+        with pytest.raises(AdapterError, match=r"hold weight \(n m\) have the adapter .*Other already; register the"):
+            register_signature({"weight": "n m"})(LRUAdapter)
+        with pytest.raises(AdapterError, match="is not a StateSpaceAdapter class"):
+            register_signature({"bias": "n"})(nn.Linear)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        "shapes", [{}, None, "n m", {"a": ""}, {"a": "n  m"}, {"a": "N"}, {"a": 3}, {"a": "complex"}]
+    )
+    def test_what_is_no_signature(self, shapes: Any) -> None:
+        with pytest.raises(AdapterError, match=r"A signature (is|maps).*wanted"):
+            register_signature(shapes)

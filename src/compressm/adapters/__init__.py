@@ -3,3 +3,4 @@
 from compressm.adapters import dense as dense
 from compressm.adapters import lru as lru
 from compressm.adapters import s5 as s5
+from compressm.adapters import thirdparty as thirdparty

@@ -19,7 +19,17 @@ def identity_of(layer: nn.Module) -> frozenset[int]:
     return frozenset(id(p) for p in layer.parameters()) or frozenset({id(layer)})
 
 
+def held(layer: nn.Module, name: str) -> Tensor:
+    """The parameter, buffer or plain tensor `name` (dots for nested modules), without a graph.
+
+    Raises AttributeError where there is none.
+    """
+    path, _, leaf = name.rpartition(".")
+    value: Tensor = getattr(layer.get_submodule(path), leaf)
+    return value.detach()
+
+
 def double(layer: nn.Module, name: str) -> Tensor:
-    """A tensor of the layer without a graph, on the CPU in double precision."""
-    value: Tensor = getattr(layer, name)
-    return value.detach().to("cpu", torch.float64)
+    """`held` on the CPU in double precision."""
+    value = held(layer, name)
+    return value.to("cpu", torch.complex128 if value.is_complex() else torch.float64)

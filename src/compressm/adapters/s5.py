@@ -8,18 +8,18 @@ from torch import Tensor, nn
 from compressm.adapters.base import Form, StateSpaceAdapter
 from compressm.adapters.holding import double
 from compressm.adapters.poles import continuous_poles, log_poles, nearest_poles
-from compressm.adapters.pullbacks import OutputWeights, SampledInputWeights
 from compressm.adapters.registry import register_adapter
 from compressm.adapters.selecting import select_update
 from compressm.adapters.update import LayerUpdate, Reset
+from compressm.adapters.weights import ScaledInputs, SplitWeights, output_pullback
 from compressm.errors import AdapterError
 from compressm.layers.s5 import S5
 from compressm.linalg.statespace import StateSpace
 from compressm.ops.sampling import Sampled, sample
 from compressm.reduction.result import Reduction
 
-_BY_ROW = ("log_A_real", "A_imag", "log_step", "B_re", "B_im")  # the dimension of the states
-_BY_COLUMN = ("C_re", "C_im")
+_POLES = ("log_A_real", "A_imag", "log_step")
+_INPUTS, _OUTPUTS = SplitWeights("B_re", "B_im"), SplitWeights("C_re", "C_im")
 
 
 @register_adapter("compressm.layers.s5.S5")
@@ -37,8 +37,7 @@ class S5Adapter(StateSpaceAdapter):
         """The discrete system, with log(pole) exact from the parameters."""
         sampled = _sampled(layer)
         log_pole = torch.complex(-sampled.nu, sampled.theta)
-        b = _gain(sampled) * torch.complex(double(layer, "B_re"), double(layer, "B_im"))
-        c = 2 * torch.complex(double(layer, "C_re"), double(layer, "C_im"))
+        b, c = _gain(sampled).unsqueeze(-1) * _INPUTS.read(layer), 2 * _OUTPUTS.read(layer)
         return StateSpace(torch.exp(log_pole), b, c, torch.diag_embed(double(layer, "D")), log_a=log_pole)
 
     def write(self, layer: nn.Module, reduction: Reduction) -> LayerUpdate:
@@ -46,26 +45,23 @@ class S5Adapter(StateSpaceAdapter):
         if reduction.restrict is None or reduction.embed is None:
             raise AdapterError("S5: a reduction without maps between old and new states cannot be written.")
         if reduction.keep is not None:
-            return select_update(layer, reduction.keep, (_BY_ROW, _BY_COLUMN))
+            return select_update(layer, reduction.keep, ((*_POLES, *_INPUTS.names), _OUTPUTS.names))
         system, rule, before = reduction.system, _s5(layer).discretization, _sampled(layer)
         origin = nearest_poles(log_poles(system, "S5"), torch.complex(-before.nu, before.theta))
         log_step = double(layer, "log_step")[origin]
         decay, frequency = continuous_poles(system, torch.exp(log_step), rule, "S5")
         gain = _gain(sample(decay, frequency, torch.exp(log_step), rule))
-        b, c = system.b / gain, system.c / 2
         tensors = {
             "log_A_real": torch.log(decay),
             "A_imag": frequency,
             "log_step": log_step,
-            "B_re": b.real.clone(),
-            "B_im": b.imag.clone(),
-            "C_re": c.real.clone(),
-            "C_im": c.imag.clone(),
+            **_INPUTS.tensors(system.b / gain.unsqueeze(-1)),
+            **_OUTPUTS.tensors(system.c / 2),
         }
         maps = (
-            SampledInputWeights("B_re", "B_im", reduction.embed, _gain(before), gain).pullback(),
-            OutputWeights("C_re", "C_im", reduction.restrict).pullback(),
-            Reset(("log_A_real", "A_imag", "log_step")),
+            ScaledInputs(_INPUTS, reduction.embed, _gain(before), gain, system.b).pullback(),
+            output_pullback(_OUTPUTS, reduction.restrict),
+            Reset(_POLES),
         )
         return LayerUpdate(system.order, tensors, maps=maps)
 
@@ -82,4 +78,4 @@ def _sampled(layer: nn.Module) -> Sampled:
 
 
 def _gain(sampled: Sampled) -> Tensor:
-    return torch.complex(sampled.gain_re, sampled.gain_im).unsqueeze(-1)
+    return torch.complex(sampled.gain_re, sampled.gain_im)

@@ -11,7 +11,11 @@ from torch import Tensor
 
 
 class StateMap(ABC):
-    """How covectors (gradients, first moments) and their second moments follow the named parameters through a cut."""
+    """How covectors (gradients, first moments) and their second moments follow the named parameters through a cut.
+
+    Of a complex parameter, covectors are complex and second moments a real view `(*, 2)`: those of real and imaginary
+    part.
+    """
 
     names: tuple[str, ...]
 
@@ -41,7 +45,7 @@ class Reset(StateMap):
 
 @dataclass(frozen=True)
 class Select(StateMap):
-    """The cut keeps the entries `indices` along `dim`; exact for first and second moments."""
+    """The cut keeps the entries `indices` along `dim` (0 or more); exact for first and second moments."""
 
     names: tuple[str, ...]
     indices: Tensor

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressm.adapters.base import Form, StateSpaceAdapter
+from compressm.adapters.holding import reference_tensor
 from compressm.adapters.registry import LayerRef, find_adapter
 from compressm.adapters.update import LayerUpdate
 from compressm.analysis import LayerAnalysis
@@ -60,7 +61,7 @@ class _Checker:
 
     def __init__(self, make_layer: Callable[[], nn.Module], adapter: StateSpaceAdapter, order: int | None) -> None:
         self.make_layer, self.adapter = make_layer, adapter
-        self.tolerance = 100 * torch.finfo(next(make_layer().parameters()).dtype).eps ** 0.75
+        self.tolerance = 100 * torch.finfo(reference_tensor(make_layer()).dtype).eps ** 0.75
         self.full_order = self.read(make_layer(), 1, "realization").order
         if self.full_order < 2:
             raise AdapterError(f"The layer has the order {self.full_order}; check_adapter needs one of 2 or more.")
@@ -226,7 +227,7 @@ class _Checker:
 
     def impulse(self, layer: nn.Module, law: int, title: str) -> Tensor:
         """The layer's own impulse response `(L, p, m)`, from its forward pass."""
-        like = next(layer.parameters())
+        like = reference_tensor(layer)
         inputs = self.read(layer, law, title).inputs
         u = torch.zeros(inputs, _LENGTH, inputs)
         u[range(inputs), 0, range(inputs)] = 1
@@ -277,7 +278,7 @@ class _Checker:
 
     def require_finite(self, layer: nn.Module) -> None:
         """Forward and backward of a cut layer give finite numbers."""
-        like = next(layer.parameters())
+        like = reference_tensor(layer)
         u = torch.randn(2, 8, self.adapter.read(layer).inputs, generator=torch.Generator().manual_seed(0))
         y = self.respond(layer, u.to(like.device, like.dtype), 3, "order")
         y.square().sum().backward()

@@ -1,0 +1,140 @@
+"""Complex weights in the forms in which layers store them, and how their gradients follow a change of the states."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compressm.adapters.holding import double
+from compressm.adapters.pullbacks import typical
+from compressm.adapters.update import Pullback
+from compressm.reduction.result import ConjugateLinear
+
+
+class ComplexWeights(ABC):
+    """A complex matrix that a layer stores in real or complex tensors."""
+
+    names: tuple[str, ...]
+
+    @abstractmethod
+    def value(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The complex matrix (or its gradient) in double precision, from the stored tensors (or theirs)."""
+
+    @abstractmethod
+    def tensors(self, value: Tensor) -> dict[str, Tensor]:
+        """The stored tensors (or their gradients) for a complex matrix (or its gradient)."""
+
+    def read(self, layer: nn.Module) -> Tensor:
+        """The matrix that the layer holds, on the CPU."""
+        return self.value({name: double(layer, name) for name in self.names})
+
+
+@dataclass(frozen=True)
+class SplitWeights(ComplexWeights):
+    """Two real tensors, the real and the imaginary part."""
+
+    re: str
+    im: str
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Both tensors."""
+        return self.re, self.im
+
+    def value(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """re + i im."""
+        return torch.complex(tensors[self.re].double(), tensors[self.im].double())
+
+    def tensors(self, value: Tensor) -> dict[str, Tensor]:
+        """Real and imaginary part."""
+        return {self.re: value.real.clone(), self.im: value.imag.clone()}
+
+
+@dataclass(frozen=True)
+class ViewedWeights(ComplexWeights):
+    """One real tensor `(*, 2)`, the real view."""
+
+    name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The tensor."""
+        return (self.name,)
+
+    def value(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The complex view."""
+        return torch.view_as_complex(tensors[self.name].double().contiguous())
+
+    def tensors(self, value: Tensor) -> dict[str, Tensor]:
+        """The real view."""
+        return {self.name: torch.view_as_real(value.resolve_conj()).clone()}
+
+
+@dataclass(frozen=True)
+class PlainWeights(ComplexWeights):
+    """One complex tensor."""
+
+    name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The tensor."""
+        return (self.name,)
+
+    def value(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The tensor."""
+        return tensors[self.name].to(torch.complex128)
+
+    def tensors(self, value: Tensor) -> dict[str, Tensor]:
+        """The tensor."""
+        return {self.name: value.resolve_conj().clone()}
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledInputs:
+    """How B = gain * weights follows: `gain` `(n,)` before and after, real or complex; `embed` has B ~ embed(B').
+
+    Where the gain is exp of a parameter `log_gain` `(n,)`, its gradient follows from that of B as well: the sum over
+    inputs of Re(conj(B') G'), with `new_b` the new B.
+    """
+
+    weights: ComplexWeights
+    embed: ConjugateLinear
+    old_gain: Tensor
+    new_gain: Tensor
+    new_b: Tensor
+    log_gain: str | None = None
+
+    def pullback(self) -> Pullback:
+        """Gradients: G of B is g / conj(gain), G' = embed.adjoint(G), g' = conj(gain') G'."""
+        names = (*self.weights.names, *(() if self.log_gain is None else (self.log_gain,)))
+        n = self.new_gain.shape[-1]
+
+        def variances(old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: typical(old[name], 0, n) for name in names}
+
+        return Pullback(names, self._covectors, variances)
+
+    def _covectors(self, old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        new = self.embed.adjoint(self.weights.value(old) / self.old_gain.conj().unsqueeze(-1))
+        found = self.weights.tensors(new * self.new_gain.conj().unsqueeze(-1))
+        if self.log_gain is not None:
+            found[self.log_gain] = (self.new_b.conj() * new).real.sum(-1)
+        return found
+
+
+def output_pullback(weights: ComplexWeights, restrict: ConjugateLinear) -> Pullback:
+    """For C with C ~ restrict.right(C'): gradients follow as G' = restrict.right_adjoint(G)."""
+    n = restrict.linear.shape[-2]
+
+    def covectors(old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return weights.tensors(restrict.right_adjoint(weights.value(old)))
+
+    def variances(old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: typical(old[name], 1, n) for name in weights.names}
+
+    return Pullback(weights.names, covectors, variances)
