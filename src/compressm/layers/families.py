@@ -10,6 +10,7 @@ from compressm.layers.base import SequenceLayer
 from compressm.layers.dense import DenseSSM
 from compressm.layers.hippo import DiagonalInit
 from compressm.layers.lru import LRU
+from compressm.layers.s4d import S4D
 from compressm.layers.s5 import S5
 from compressm.ops.sampling import Sampling
 
@@ -19,6 +20,7 @@ class LayerKind(Enum):
 
     LRU = "lru"
     DENSE = "dense"
+    S4D = "s4d"
     S5 = "s5"
 
 
@@ -35,10 +37,12 @@ class Family:
 
 _RING: Mapping[str, None] = dict.fromkeys(("r_min", "r_max", "max_phase"))
 _STEPS: Mapping[str, None] = dict.fromkeys(("dt_min", "dt_max"))
+_SAMPLED: Mapping[str, type[Enum] | None] = {"init": DiagonalInit, "discretization": Sampling, **_STEPS}
 
 FAMILIES: Mapping[LayerKind, Family] = {
     LayerKind.LRU: Family(LRU, _RING),
     LayerKind.DENSE: Family(DenseSSM, _RING),
-    LayerKind.S5: Family(S5, {"init": DiagonalInit, "discretization": Sampling, **_STEPS}),
+    LayerKind.S4D: Family(S4D, _SAMPLED),
+    LayerKind.S5: Family(S5, _SAMPLED),
 }
 """The only table from kinds to constructors."""

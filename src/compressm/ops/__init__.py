@@ -1,5 +1,8 @@
 """Linear recurrences over time: one signature, several forms, one oracle."""
 
+from compressm.ops.bank import bank_lti as bank_lti
+from compressm.ops.bank import bank_reference as bank_reference
+from compressm.ops.bank import bank_step as bank_step
 from compressm.ops.cost import Form as Form
 from compressm.ops.cost import choose_form as choose_form
 from compressm.ops.dense import dense_lti as dense_lti
