@@ -83,3 +83,10 @@ class Leaf(Base):
     tree = ast.parse(source)
     contracts = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     assert [name for _, name in names._without_docstring(tree.body, None, contracts)] == ["Leaf.other"]
+
+
+def test_a_layer_and_its_adapter_take_less_than_thirty_lines(snippets: ModuleType) -> None:
+    text = (TOOLS.parent / "docs" / "howto" / "add-a-layer.md").read_text(encoding="utf-8")
+    first = next(block for block in snippets.blocks(text) if block.language == "python")
+    assert "nn.Module" in first.text and "StateSpaceAdapter" in first.text
+    assert sum(bool(line.strip()) for line in first.text.splitlines()) < 30

@@ -21,10 +21,20 @@ from compressm.reduction.result import GramianSource, Reduction
 from compressm.reduction.selection import ModalTruncation
 from compressm.settings import CompressionSettings
 from compressm.surgery.parameters import apply_update
+from compressm.testing.diagnosis import diagnose
 from compressm.testing.rewriting import rewrite
 
 _LENGTH = 24  # steps of the impulse response that are compared
 _LOOSEST = 0.1  # of the response's size: what rounding in the narrowest dtype may change
+_REMEDIES = {
+    1: "look in read() for a missing factor (2 for conjugate pairs, an input gain, the step size), a sign, D, or a "
+    "response that starts one step late: y_k = C x_k after x_k = A x_{k-1} + B u_k",
+    2: "write() has to undo whatever read() applies (gains, factors of 2, the step size, logarithms), for the poles "
+    "and weights of reduction.system, not for those that the layer still holds",
+    3: "compare what write() stores with reduction.system, and resize every tensor that carries the order",
+    8: "write() has to store reduction.system in the same way however often the layer was cut: look for what it takes "
+    "from the layer's present values or attributes",
+}
 _FAILURES = (CompressmError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
@@ -145,13 +155,24 @@ class _Checker:
             self.apply(layer, update, 7, "identity")
             after = dict(layer.named_parameters())
             for name, (parameter, dtype, device) in before.items():
-                same = (parameter.dtype, parameter.device, parameter.requires_grad) == (dtype, device, trained)
-                if after.get(name) is not parameter or not same or getattr(parameter, "mark", None) != "kept":
+                lost = [
+                    what
+                    for what, kept in (
+                        ("is another object", after.get(name) is parameter),
+                        (f"has the dtype {parameter.dtype} instead of {dtype}", parameter.dtype == dtype),
+                        (f"is on {parameter.device} instead of {device}", parameter.device == device),
+                        (
+                            f"has requires_grad {parameter.requires_grad} instead of {trained}",
+                            parameter.requires_grad == trained,
+                        ),
+                        ("lost an attribute that was set on it", getattr(parameter, "mark", None) == "kept"),
+                    )
+                    if not kept
+                ]
+                if lost:
                     raise _broken(
-                        7, "identity",
-                        f"'{name}' is another object, or lost its dtype, device, requires_grad or attributes",
-                        "the same parameter with a new value",
-                        "name it in LayerUpdate.tensors instead of assigning it",
+                        7, "identity", f"'{name}' {' and '.join(lost)}", "the same parameter with a new value",
+                        "name it in LayerUpdate.tensors instead of assigning or changing it",
                     )  # fmt: skip
 
     def repeatability(self) -> None:
@@ -179,7 +200,7 @@ class _Checker:
             apply_update(layer, update)
         except CompressmError as error:
             raise _broken(
-                law, title, f"the update cannot be applied: {error}",
+                law, title, f"the update cannot be applied: {str(error).rstrip('.')}",
                 "finite values with the dimensions of the layer's own tensors, a map for each resized parameter",
                 "correct what write() returns",
             ) from error  # fmt: skip
@@ -242,8 +263,8 @@ class _Checker:
         except _FAILURES as error:
             raise _broken(
                 law, title, f"the layer's forward pass raised {type(error).__name__}: {error}", "an output",
-                "override response() if the layer's input is not (batch, L, m); after a cut, check that every tensor "
-                "and size attribute that carries the order is in the update",
+                "override response() if the layer's input is not (batch, L, m)" if law == 1 else
+                "check that every tensor and size attribute that carries the order is in the update",
             ) from error  # fmt: skip
 
     def require_same(self, law: int, title: str, layer: nn.Module, system: StateSpace, what: str) -> None:
@@ -268,13 +289,14 @@ class _Checker:
             )
         else:
             text = (
-                f"the layer's impulse response has the shape {tuple(found.shape)}, that of {what} {tuple(wanted.shape)}"
+                f"the layer's impulse response (L, outputs, inputs) has the shape {tuple(found.shape)}, that of {what} "
+                f"{tuple(wanted.shape)}"
             )
+        hint = diagnose(found, wanted)
+        text += "" if hint is None else f". {hint}"
         raise _broken(
-            law, title, text, f"agreement (the response's size is {float(wanted.abs().max()):.2e})",
-            "look for a missing factor (2 for conjugate pairs, an input gain, the step size), a sign, D, or a response "
-            "that starts one step late: y_k = C x_k after x_k = A x_{k-1} + B u_k",
-        )  # fmt: skip
+            law, title, text, f"agreement (the response's size is {float(wanted.abs().max()):.2e})", _REMEDIES[law]
+        )
 
     def require_finite(self, layer: nn.Module) -> None:
         """Forward and backward of a cut layer give finite numbers."""
