@@ -39,14 +39,24 @@ class RunFolder:
             name = Path(config.data.path).stem if config.data.path else config.data.dataset
             path = _free(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            remedy = f"continue it with --resume {path}, or choose another folder"
-            raise ConfigError(f"The run folder {path} exists and is not empty; {remedy}.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        staging.chmod(0o755)
-        write_yaml(staging / "config.yaml", flatten(config))
-        (staging / "run.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-        os.replace(staging, path)
+            raise _not_empty(path)
+        staging: Path | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            staging.chmod(0o755)
+            write_yaml(staging / "config.yaml", flatten(config))
+            (staging / "run.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+            os.replace(staging, path)
+        except OSError as error:
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+            if path.is_dir() and any(path.iterdir()):  # another run was quicker
+                raise _not_empty(path) from error
+            raise ConfigError(
+                f"The run folder {path} cannot be made: {error.strerror or error}. Free space, or choose another place "
+                f"with --run."
+            ) from error
         return cls(path)
 
     @classmethod
@@ -154,6 +164,11 @@ def write_yaml(path: Path, tree: Tree) -> None:
     import yaml
 
     path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+
+
+def _not_empty(path: Path) -> ConfigError:
+    remedy = f"continue it with --resume {path}, or choose another folder"
+    return ConfigError(f"The run folder {path} exists and is not empty; {remedy}.")
 
 
 def _free(path: Path) -> Path:

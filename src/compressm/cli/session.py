@@ -25,6 +25,7 @@ from compressm.cli.config import RunConfig
 from compressm.cli.console import Terminal
 from compressm.cli.folder import RunFolder, first_sound
 from compressm.cli.loading import load_data
+from compressm.cli.lock import FolderLock
 from compressm.cli.metrics import MetricsFile
 from compressm.cli.objective import Objective
 from compressm.cli.parsing import flatten
@@ -66,7 +67,8 @@ def start(config: RunConfig, path: Path | None, terminal: Terminal) -> Outcome:
     _training(config, dataset)  # contradictions show before a folder is made
     folder = RunFolder.create(path, config, note)
     terminal.say(f"Run folder {folder.path}")
-    return Outcome(folder, Objective.of(dataset), _train(folder, config, dataset, terminal))
+    with FolderLock(folder.path):
+        return Outcome(folder, Objective.of(dataset), _train(folder, config, dataset, terminal))
 
 
 def resume(path: Path, terminal: Terminal) -> Outcome:
@@ -76,7 +78,8 @@ def resume(path: Path, terminal: Terminal) -> Outcome:
     dataset = load_data(config.data, terminal)
     if dataset.fingerprint() != folder.note().get("data"):
         raise DataError(f"The data are not those that {path} was started with; restore them, or start a new run.")
-    return Outcome(folder, Objective.of(dataset), _train(folder, config, dataset, terminal))
+    with FolderLock(folder.path):
+        return Outcome(folder, Objective.of(dataset), _train(folder, config, dataset, terminal))
 
 
 class _Parts:
