@@ -37,6 +37,10 @@ class TiedParametersError(SurgeryError):
     """A parameter that a cut would change belongs to another module, or to another layer, as well."""
 
 
+class StaleModelError(CompressmError, RuntimeError):
+    """A model changed after something was prepared from it."""
+
+
 class CheckpointError(CompressmError, ValueError):
     """A checkpoint is truncated, altered, foreign, or does not fit the model."""
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from compressm.errors import ConfigError
+from compressm.layers.systems import LinearSystem
 
 _E = TypeVar("_E", bound=Enum)
 
@@ -48,6 +49,13 @@ class SequenceLayer(nn.Module, ABC):
     def wants_channel_first(self, batch: int, length: int) -> bool:
         """Whether `forward` is fastest on channel-first memory, see `compressm.layers.layout`."""
         return False
+
+    def system(self) -> LinearSystem | None:
+        """The layer as a linear system of the parameters' present values, whose state is that of `step`.
+
+        Streaming is fast where there is one; None where the layer has no such form.
+        """
+        return None
 
     def extra_repr(self) -> str:
         """Width and order."""

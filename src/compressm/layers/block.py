@@ -32,18 +32,19 @@ class Block(nn.Module):
 
     def initial_state(self, batch: int) -> Tensor:
         """The state before the first step."""
-        return self._causal().initial_state(batch)
+        return self.causal().initial_state(batch)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The output (batch, H) and the next state for one input x (batch, H)."""
-        y, state = self._causal().step(self.norm.step(x), state)
+        y, state = self.causal().step(self.norm.step(x), state)
         return x + self._mix(y), state
 
     def _mix(self, y: Tensor) -> Tensor:
         y = dropout(functional.gelu(y), self.dropout, self.training)
         return dropout(self.gate(y), self.dropout, self.training)
 
-    def _causal(self) -> SequenceLayer:
+    def causal(self) -> SequenceLayer:
+        """The layer, which must run step by step; raises ConfigError for a bidirectional one."""
         if isinstance(self.ssm, Bidirectional):
             raise ConfigError("A bidirectional model needs the whole sequence; streaming needs bidirectional=False.")
         return self.ssm

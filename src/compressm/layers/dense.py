@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compressm.layers.base import SequenceLayer, check_size
 from compressm.layers.lru import check_ring
+from compressm.layers.systems import DenseSystem
 from compressm.ops import dense_lti
 
 
@@ -66,6 +67,9 @@ class DenseSSM(SequenceLayer):
         if mask is not None:
             u = torch.where(mask[..., None], u, 0.0)
         return dense_lti(self.A, self.B, self.C, u) + u @ self.D.mT.to(u.dtype)
+
+    def system(self) -> DenseSystem:
+        return DenseSystem(self.A, self.B, self.C, self.D)
 
     def initial_state(self, batch: int) -> Tensor:
         """The zero state (batch, N)."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compressm.errors import ConfigError
 from compressm.layers.base import SequenceLayer, check_size
+from compressm.layers.systems import DiagonalSystem
 from compressm.ops import Form, choose_form, diagonal_lti, diagonal_step
 from compressm.ops.precision import precise
 
@@ -78,6 +79,9 @@ class LRU(SequenceLayer):
         """Where the recurrence runs as a convolution."""
         form = choose_form(batch, length, self.width, self.width, self.order, self.training)
         return form is Form.CONVOLUTION
+
+    def system(self) -> DiagonalSystem:
+        return DiagonalSystem(*self._system(), self.D)
 
     def initial_state(self, batch: int) -> Tensor:
         """The zero state (batch, N, 2): real and imaginary parts, in float32 or wider."""

@@ -32,6 +32,10 @@ class SequenceNorm(nn.Module, ABC):
     def step(self, x: Tensor) -> Tensor:
         """The normalised x (batch, H) of one time step."""
 
+    def fixed(self) -> tuple[Tensor, Tensor] | None:
+        """(scale, shift), (H,) or (), of scale * x + shift in evaluation; None where it depends on x otherwise."""
+        return None
+
 
 class MaskedBatchNorm(SequenceNorm):
     """(x - mean) / sqrt(var + eps) per channel, with statistics over all valid positions of the batch; no affine map.
@@ -64,6 +68,10 @@ class MaskedBatchNorm(SequenceNorm):
         if self.training:
             raise ConfigError("Batch normalisation cannot run step by step in training mode; call model.eval() first.")
         return self._evaluate(x)
+
+    def fixed(self) -> tuple[Tensor, Tensor]:
+        scale = torch.rsqrt(self.running_var + self.eps)
+        return scale, -self.running_mean * scale
 
     def _evaluate(self, x: Tensor) -> Tensor:
         scale = torch.rsqrt(self.running_var + self.eps)
@@ -140,6 +148,9 @@ class NoNorm(SequenceNorm):
     def step(self, x: Tensor) -> Tensor:
         """x itself."""
         return x
+
+    def fixed(self) -> tuple[Tensor, Tensor]:
+        return torch.ones(()), torch.zeros(())
 
 
 def build_norm(kind: NormKind, width: int) -> SequenceNorm:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compressm.layers.base import SequenceLayer, check_size, member
 from compressm.layers.hippo import DiagonalInit, check_steps, initial_poles, log_uniform, normal_legs
+from compressm.layers.systems import DiagonalSystem
 from compressm.ops import Form, choose_form, diagonal_lti, diagonal_step
 from compressm.ops.precision import precise
 from compressm.ops.sampling import Sampled, Sampling, sample
@@ -86,6 +87,9 @@ class S5(SequenceLayer):
         """Where the recurrence runs as a convolution."""
         form = choose_form(batch, length, self.width, self.width, self.order, self.training)
         return form is Form.CONVOLUTION
+
+    def system(self) -> DiagonalSystem:
+        return DiagonalSystem(*self._system(), self.D)
 
     def initial_state(self, batch: int) -> Tensor:
         """The zero state (batch, N, 2): real and imaginary parts, in float32 or wider."""

@@ -1,0 +1,90 @@
+"""Layers as a few operations on vectors in fixed memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from compressm.layers.base import SequenceLayer
+from compressm.layers.streaming.vectors import Call, Tables, Vectors, product
+from compressm.layers.systems import DenseSystem, DiagonalSystem, LinearSystem
+from compressm.ops.precision import precise
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """The operations of one step, in order, and the memory of the state, in the shape that the layer gives it."""
+
+    calls: list[Call]
+    state: Tensor
+
+
+@dataclass(frozen=True)
+class Around:
+    """What surrounds a system f: gain * f(scale * u + shift), with scale and shift (H,) or ()."""
+
+    scale: Tensor
+    shift: Tensor
+    gain: float
+
+
+def system_recurrence(
+    system: LinearSystem, around: Around, source: Vectors, target: Tensor, tables: Tables
+) -> Recurrence:
+    """From source (batch, H) to target (batch, H), with what surrounds the system folded into its matrices."""
+    match system:
+        case DiagonalSystem():
+            return _diagonal(system, around, source, target, tables)
+        case DenseSystem():
+            return _dense(system, around, source, target, tables)
+
+
+def step_recurrence(layer: SequenceLayer, gain: float, source: Vectors, target: Tensor) -> Recurrence:
+    """`gain` times what the layer's own `step` gives."""
+    state = layer.initial_state(target.shape[0])
+
+    def call() -> None:
+        y, after = layer.step(source.values, state)
+        state.copy_(after)
+        torch.mul(y, gain, out=target)
+
+    return Recurrence([call], state)
+
+
+def _diagonal(system: DiagonalSystem, around: Around, source: Vectors, target: Tensor, tables: Tables) -> Recurrence:
+    batch, order = target.shape[0], system.nu.shape[0]
+    states = Vectors(batch, 2 * order, target)
+    drive = target.new_zeros(batch, 2 * order)
+    pole = torch.polar(torch.exp(-precise(system.nu)), precise(system.theta)).to(target.dtype.to_complex())
+    b = torch.stack([precise(system.b_re), precise(system.b_im)], 1).flatten(0, 1)  # (2 N, H): the order of the states
+    c = torch.stack([precise(system.c_re), -precise(system.c_im)], 2).flatten(1, 2)
+    scale, shift, d = precise(around.scale), precise(around.shift), precise(system.d)
+    through = (around.gain * d * scale).to(target)
+    state = states.values.unflatten(1, (order, 2))
+    moving, driving = torch.view_as_complex(state), torch.view_as_complex(drive.unflatten(1, (order, 2)))
+    calls: list[Call] = [
+        *product(b * scale, b @ shift.expand(b.shape[1]), source, drive, tables),
+        partial(torch.addcmul, driving, pole, moving, out=moving),
+        *product(around.gain * c, around.gain * d * shift, states, target, tables),
+        partial(target.addcmul_, through, source.values),
+    ]
+    return Recurrence(calls, state)
+
+
+def _dense(system: DenseSystem, around: Around, source: Vectors, target: Tensor, tables: Tables) -> Recurrence:
+    batch, order, width = target.shape[0], system.a.shape[0], target.shape[1]
+    inputs = Vectors(batch, order + width, target)  # the state, then the input
+    state, u = inputs.values.split([order, width], 1)
+    after = target.new_zeros(batch, order)
+    scale, shift = precise(around.scale), precise(around.shift).expand(width)
+    a, b, c, d = (precise(matrix) for matrix in (system.a, system.b, system.c, system.d))
+    calls: list[Call] = [
+        partial(u.copy_, source.values),
+        *product(torch.cat([a, b * scale], 1), b @ shift, inputs, after, tables),
+        partial(state.copy_, after),
+        *product(around.gain * torch.cat([c, d * scale], 1), around.gain * (d @ shift), inputs, target, tables),
+    ]
+    return Recurrence(calls, state)
