@@ -15,7 +15,14 @@ from compressm.training.compressor import InTrainingCompressor
 from compressm.training.history import Cut, Event
 from compressm.training.integrations.options import CompressorOptions, with_length
 from compressm.training.integrations.packages import require
-from compressm.training.integrations.reporting import PICTURE, draw_spectra, event_metrics, last_cut, order_metrics
+from compressm.training.integrations.reporting import (
+    PICTURE,
+    draw_spectra,
+    event_metrics,
+    last_cut,
+    order_metrics,
+    summary_metrics,
+)
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -104,9 +111,10 @@ class CompressionCallback(Callback):
         self._tell(trainer, self.compressor.step())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the guard judge the last cut."""
+        """Let the guard judge the last cut, and tell what the run took."""
         if self.compressor is not None:
             self._tell(trainer, self.compressor.finish())
+            self._log(trainer, summary_metrics(self.compressor.summary()))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Take the hooks off the model."""
@@ -132,7 +140,7 @@ class CompressionCallback(Callback):
     def _tell(self, trainer: pl.Trainer, events: tuple[Event, ...]) -> None:
         if self.compressor is None or not events:
             return
-        self._log(trainer, event_metrics(events, self.compressor.orders()))
+        self._log(trainer, event_metrics(events, self.compressor))
         cut = last_cut(events)
         if cut is not None and trainer.is_global_zero:
             _picture(trainer, cut)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from compressm.training.compressor import InTrainingCompressor
 from compressm.training.history import Cut, Event, RolledBack, Skipped
+from compressm.training.summary import TrainingSummary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,16 +24,20 @@ def order_metrics(orders: Mapping[str, int]) -> dict[str, float]:
     return {_name("order", layer): float(order) for layer, order in orders.items()}
 
 
-def event_metrics(events: Iterable[Event], orders: Mapping[str, int]) -> dict[str, float]:
+def event_metrics(events: Iterable[Event], compressor: InTrainingCompressor) -> dict[str, float]:
     """Numbers that tell of the events of one step; none where there are no events.
 
-    The orders of all layers; after a cut for each layer the discarded part of the sum of its Hankel singular values
-    and the relative change of its output where inputs were captured, and the seconds the cut took; after a roll-back
-    the metric before the cut and when it was judged; `skipped` after a cut that could not be made.
+    The orders of all layers, and the median seconds of a step at the size before; after a cut for each layer the
+    discarded part of the sum of its Hankel singular values and the relative change of its output where inputs were
+    captured, and the seconds the cut took; after a roll-back the metric before the cut and when it was judged;
+    `skipped` after a cut that could not be made.
     """
     metrics: dict[str, float] = {}
     for event in events:
-        metrics |= order_metrics(orders)
+        metrics |= order_metrics(compressor.orders())
+        sizes = compressor.summary().sizes
+        if sizes and sizes[-1].seconds_per_step is not None:
+            metrics[_name("step_seconds")] = sizes[-1].seconds_per_step
         if isinstance(event, Cut):
             metrics[_name("cut_seconds")] = event.report.seconds
             for layer in event.report.layers:
@@ -43,6 +49,20 @@ def event_metrics(events: Iterable[Event], orders: Mapping[str, int]) -> dict[st
         elif isinstance(event, Skipped):
             metrics[_name("skipped")] = 1.0
     return metrics
+
+
+def summary_metrics(summary: TrainingSummary) -> dict[str, float]:
+    """What a run took (see `TrainingSummary`), where it was measured; `step_seconds` is of the last size."""
+    seconds = summary.sizes[-1].seconds_per_step if summary.sizes else None
+    values = {
+        "step_seconds": seconds,
+        "total_cut_seconds": summary.cut_seconds,
+        "saved_seconds": summary.saved_seconds,
+        "saved_fraction": summary.saved_fraction,
+        "peak_memory": summary.peak_memory,
+        "peak_device_memory": summary.peak_device_memory,
+    }
+    return {_name(name): float(value) for name, value in values.items() if value is not None}
 
 
 def last_cut(events: Iterable[Event]) -> Cut | None:
