@@ -53,11 +53,20 @@ class Select(StateMap):
 
     def covectors(self, old: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """The kept entries."""
-        return {n: torch.index_select(old[n], self.dim, self.indices.to(old[n].device)) for n in self.names}
+        return {n: kept_entries(old[n], self.indices, self.dim) for n in self.names}
 
     def variances(self, old: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """The kept entries."""
         return self.covectors(old)
+
+
+def kept_entries(tensor: Tensor, indices: Tensor, dim: int) -> Tensor:
+    """The entries `indices` `(r,)` along `dim`, or `(H, r)` along dimension 1 of a tensor with H rows; a copy."""
+    indices = indices.to(tensor.device)
+    if indices.ndim == 1:
+        return torch.index_select(tensor, dim, indices)
+    rows = torch.arange(tensor.shape[0], device=tensor.device)
+    return tensor[rows[:, None], indices]
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,30 @@ class PlainWeights(ComplexWeights):
         return {self.name: value.resolve_conj().clone()}
 
 
+@dataclass(frozen=True)
+class ExpandedWeights(ComplexWeights):
+    """Weights with one more dimension of size 1 at `dim` than the stored tensors have."""
+
+    stored: ComplexWeights
+    dim: int
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the stored tensors."""
+        return self.stored.names
+
+    def value(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The stored value with the further dimension."""
+        return self.stored.value(tensors).unsqueeze(self.dim)
+
+    def tensors(self, value: Tensor) -> dict[str, Tensor]:
+        """Those of the value without the further dimension."""
+        return self.stored.tensors(value.squeeze(self.dim))
+
+
 @dataclass(frozen=True, eq=False)
 class ScaledInputs:
-    """How B = gain * weights follows: `gain` `(n,)` before and after, real or complex; `embed` has B ~ embed(B').
+    """How B = gain * weights follows: `gain` `(*h, n)` before and after, real or complex; `embed` has B ~ embed(B').
 
     Where the gain is exp of a parameter `log_gain` `(n,)`, its gradient follows from that of B as well: the sum over
     inputs of Re(conj(B') G'), with `new_b` the new B.
@@ -108,6 +129,7 @@ class ScaledInputs:
     new_gain: Tensor
     new_b: Tensor
     log_gain: str | None = None
+    dim: int = 0  # of the states in the stored tensors
 
     def pullback(self) -> Pullback:
         """Gradients: G of B is g / conj(gain), G' = embed.adjoint(G), g' = conj(gain') G'."""
@@ -115,7 +137,7 @@ class ScaledInputs:
         n = self.new_gain.shape[-1]
 
         def variances(old: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: typical(old[name], 0, n) for name in names}
+            return {name: typical(old[name], self.dim, n) for name in names}
 
         return Pullback(names, self._covectors, variances)
 
@@ -127,12 +149,23 @@ class ScaledInputs:
         return found
 
 
-def output_pullback(weights: ComplexWeights, restrict: ConjugateLinear) -> Pullback:
-    """For C with C ~ restrict.right(C'): gradients follow as G' = restrict.right_adjoint(G)."""
+def output_pullback(
+    weights: ComplexWeights,
+    restrict: ConjugateLinear,
+    old_gain: Tensor | None = None,
+    new_gain: Tensor | None = None,
+) -> Pullback:
+    """For C = gain * weights with C ~ restrict.right(C'): gradients follow as G' = restrict.right_adjoint(G).
+
+    The gains `(*h, 1, n)` before and after, real or complex, are those of fixed input weights; None stands for 1. The
+    states are the second dimension of the stored tensors.
+    """
     n = restrict.linear.shape[-2]
 
     def covectors(old: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return weights.tensors(restrict.right_adjoint(weights.value(old)))
+        g = weights.value(old)
+        new = restrict.right_adjoint(g if old_gain is None else g / old_gain.conj())
+        return weights.tensors(new if new_gain is None else new * new_gain.conj())
 
     def variances(old: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: typical(old[name], 1, n) for name in weights.names}

@@ -68,6 +68,7 @@ class ModelOptions:
     discretization: str | None = None
     dt_min: float | None = None
     dt_max: float | None = None
+    length: int | None = None
 
     def __post_init__(self) -> None:
         """Check ranges."""

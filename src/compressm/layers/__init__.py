@@ -6,6 +6,8 @@ from compressm.layers.block import Block as Block
 from compressm.layers.config import ModelConfig as ModelConfig
 from compressm.layers.config import Task as Task
 from compressm.layers.dense import DenseSSM as DenseSSM
+from compressm.layers.dss import DSS as DSS
+from compressm.layers.dss import DSSKernel as DSSKernel
 from compressm.layers.families import FAMILIES as FAMILIES
 from compressm.layers.families import Family as Family
 from compressm.layers.families import LayerKind as LayerKind

@@ -23,7 +23,7 @@ class Task(Enum):
 
 
 _RING = ("r_min", "r_max", "max_phase")
-_OPTIONAL = ("init", "discretization", "dt_min", "dt_max")
+_OPTIONAL = ("init", "discretization", "dt_min", "dt_max", "length")
 _LAYER_OPTIONS = (*_RING, *_OPTIONAL)
 _LEAST = {"inputs": 1, "outputs": 1, "width": 1, "order": 0, "blocks": 0}
 
@@ -37,7 +37,8 @@ class ModelConfig:
 
     The last settings belong to some kinds of layers only, see `compressm.layers.families`: `r_min`, `r_max` and
     `max_phase` describe a ring of initial poles; `init` names the initial poles, `discretization` how a continuous
-    system is sampled, and `dt_min`, `dt_max` the range of initial step sizes. None leaves a kind its own default.
+    system is sampled, `dt_min`, `dt_max` the range of initial step sizes, and `length` the number of steps that a
+    kernel is normalised over. None leaves a kind its own default.
 
     Raises ConfigError for a value of the wrong type or outside its range, and for a setting that the layer has not.
     """
@@ -60,6 +61,7 @@ class ModelConfig:
     discretization: str | None = None
     dt_min: float | None = None
     dt_max: float | None = None
+    length: int | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("layer", LayerKind), ("task", Task), ("norm", NormKind)):
@@ -68,6 +70,8 @@ class ModelConfig:
             _check_integer(name, getattr(self, name), least)
         if self.vocabulary is not None:
             _check_integer("vocabulary", self.vocabulary, 1)
+        if self.length is not None:
+            _check_integer("length", self.length, 1)
         for name in ("dropout", "r_min", "r_max", "max_phase", "dt_min", "dt_max"):
             value = getattr(self, name)
             optional = value is None and name in _OPTIONAL

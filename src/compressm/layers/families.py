@@ -8,6 +8,7 @@ from enum import Enum
 
 from compressm.layers.base import SequenceLayer
 from compressm.layers.dense import DenseSSM
+from compressm.layers.dss import DSS, DSSKernel
 from compressm.layers.hippo import DiagonalInit
 from compressm.layers.lru import LRU
 from compressm.layers.s4d import S4D
@@ -20,6 +21,7 @@ class LayerKind(Enum):
 
     LRU = "lru"
     DENSE = "dense"
+    DSS = "dss"
     S4D = "s4d"
     S5 = "s5"
 
@@ -42,6 +44,7 @@ _SAMPLED: Mapping[str, type[Enum] | None] = {"init": DiagonalInit, "discretizati
 FAMILIES: Mapping[LayerKind, Family] = {
     LayerKind.LRU: Family(LRU, _RING),
     LayerKind.DENSE: Family(DenseSSM, _RING),
+    LayerKind.DSS: Family(DSS, {"init": DiagonalInit, "discretization": DSSKernel, **_STEPS, "length": None}),
     LayerKind.S4D: Family(S4D, _SAMPLED),
     LayerKind.S5: Family(S5, _SAMPLED),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from compressm.ops.precision import precise, working_dtype
 
 # Powers below exp(-cutoff) count as zero: far below rounding, and the product of two of them is not yet subnormal.
 _CUTOFF = {torch.float32: 40.0, torch.float64: 350.0}
+_GROUP_BYTES = 1 << 21  # one group's signals: its transforms fit a core's second-level cache
 _LANES = 16  # the short side of the matrix product is a multiple of a vector register
 
 
@@ -156,29 +158,47 @@ class _BankResponse(torch.autograd.Function):
 
 
 class _BankConvolution(torch.autograd.Function):
-    """y[h, b] = K[h] * u[h, b], linear convolutions cut to the first L samples. Saved are the transforms."""
+    """y[h, b] = K[h] * u[h, b], linear convolutions cut to the first L samples.
+
+    A few channels at a time, whose transforms stay in cache; the backward pass takes them again, which costs less
+    than writing them to memory and reading them back.
+    """
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, kernel: Tensor) -> Tensor:
-        ctx.length, ctx.size = u.shape[-1], good_size(2 * u.shape[-1] - 1)
-        spectrum = torch.fft.rfft(u, n=ctx.size)
-        response = torch.fft.rfft(kernel, n=ctx.size)
-        ctx.save_for_backward(spectrum, response)
-        return torch.fft.irfft(spectrum * response[:, None], n=ctx.size)[..., : ctx.length].contiguous()
+        size = good_size(2 * u.shape[-1] - 1)
+        response = torch.fft.rfft(kernel, n=size)
+        y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+        for part in _groups(u, size):
+            spectrum = torch.fft.rfft(u[part], n=size).mul_(response[part, None])
+            y[part] = torch.fft.irfft(spectrum, n=size)[..., : u.shape[-1]]
+        ctx.save_for_backward(u, response)
+        ctx.size = size
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
-        spectrum, response = ctx.saved_tensors
-        ahead = torch.fft.rfft(grad, n=ctx.size)
-        grad_u = grad_kernel = None
-        if ctx.needs_input_grad[1]:
-            correlation = torch.linalg.vecdot(spectrum, ahead, dim=1)
-            grad_kernel = torch.fft.irfft(correlation, n=ctx.size)[:, : ctx.length]
-        if ctx.needs_input_grad[0]:
-            ahead *= response.conj_physical()[:, None]
-            grad_u = torch.fft.irfft(ahead, n=ctx.size)[..., : ctx.length]
+        u, response = ctx.saved_tensors
+        size, length = ctx.size, u.shape[-1]
+        wants_u, wants_kernel = ctx.needs_input_grad
+        grad_u = torch.empty(u.shape, dtype=u.dtype, device=u.device) if wants_u else None
+        grad_kernel = u.new_empty(u.shape[0], length) if wants_kernel else None
+        response = response.conj_physical()
+        for part in _groups(u, size):
+            ahead = torch.fft.rfft(grad[part], n=size)
+            if grad_kernel is not None:
+                correlation = torch.fft.rfft(u[part], n=size).conj().mul(ahead).sum(1)
+                grad_kernel[part] = torch.fft.irfft(correlation, n=size)[:, :length]
+            if grad_u is not None:
+                grad_u[part] = torch.fft.irfft(ahead.mul_(response[part, None]), n=size)[..., :length]
         return grad_u, grad_kernel
+
+
+def _groups(u: Tensor, size: int) -> Iterator[slice]:
+    """Channels of u (H, batch, L) a few at a time."""
+    channels = max(1, _GROUP_BYTES // max(1, u.shape[1] * size * u.element_size()))
+    return (slice(start, start + channels) for start in range(0, u.shape[0], channels))
 
 
 def _check(nu: Tensor, theta: Tensor, w_re: Tensor, w_im: Tensor, u: Tensor, feedthrough: Tensor | None) -> None:
