@@ -2,6 +2,5 @@
 
 from compressm.adapters import dense as dense
 from compressm.adapters import lru as lru
-from compressm.adapters import s4d as s4d
 from compressm.adapters import s5 as s5
 from compressm.adapters import thirdparty as thirdparty
