@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from compressm.errors import ConfigError
-from compressm.layers import DSS, S4D, DSSKernel
+from compressm.layers import DSS, LSSL, S4, S4D, DSSKernel
+from compressm.layers.hippo import diagonal_legs, legs
 from compressm.ops import Sampling
 
 
@@ -48,6 +49,56 @@ def test_dss_kernel(kernel) -> None:
     wanted = torch.einsum("hn,nhl->hl", torch.complex(layer.C_re, layer.C_im) / s, scaled).real
     wanted[:, 0] += layer.D
     assert torch.allclose(impulse(layer, length), wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 40, 64, 65])
+@torch.no_grad()
+def test_lssl_kernel(length) -> None:
+    """C Ad^l Bd + D with the trapezoidal rule: arXiv 2110.13985, eqs. 2 and 3."""
+    layer = LSSL(3, 6, dt_min=0.01, dt_max=0.3).double()
+    eye = torch.eye(6, dtype=torch.float64)
+    found = impulse(layer, length)
+    for h, dt in enumerate(layer.log_dt.exp()):
+        left = torch.linalg.inv(eye - dt / 2 * layer.A)
+        a, x = left @ (eye + dt / 2 * layer.A), left @ (dt * layer.B)
+        for k in range(length):
+            assert torch.allclose(found[h, k], layer.C[h] @ x + (layer.D[h] if k == 0 else 0), atol=1e-11)
+            x = a @ x
+
+
+@torch.no_grad()
+def test_s4_is_hippo_legs_at_the_start() -> None:
+    """The kernel of the complex diagonal plus low-rank form is that of the real LegS matrix, C taken to its basis."""
+    layer = S4(2, 8, dt_min=0.01, dt_max=0.3).double()
+    a, b, _ = legs(8)
+    eye = torch.eye(8, dtype=torch.float64)
+    transform = diagonal_legs(8)[1]
+    found = impulse(layer, 30)
+    for h, dt in enumerate(layer.log_dt.exp()):
+        left = torch.linalg.inv(eye - dt / 2 * a)
+        step, x = left @ (eye + dt / 2 * a), left @ (dt * b)
+        c = torch.complex(layer.C_re[h], layer.C_im[h]) @ transform.mH
+        for k in range(30):
+            wanted = (c @ x.to(c.dtype)).real + (layer.D[h] if k == 0 else 0)
+            assert torch.allclose(found[h, k], wanted, atol=1e-5)  # the initial values are rounded to float32
+            x = step @ x
+
+
+@torch.no_grad()
+def test_s4_without_low_rank_part_is_diagonal() -> None:
+    layer, u = S4(3, 5, dt_min=0.01, dt_max=0.3).double(), torch.randn(2, 40, 3, dtype=torch.float64)
+    for p in (layer.P_re, layer.P_im):
+        p.zero_()
+    wanted = layer(u)
+    for p in (layer.P_re, layer.P_im):
+        p.set_(p[:0].clone())
+    assert layer.is_diagonal
+    assert torch.allclose(layer(u), wanted, atol=1e-12)
+    state, outputs = layer.initial_state(2), []
+    for k in range(40):
+        y, state = layer.step(u[:, k], state)
+        outputs.append(y)
+    assert torch.allclose(torch.stack(outputs, 1), wanted, atol=1e-12)
 
 
 def test_wrong_settings_are_named() -> None:

@@ -11,6 +11,8 @@ from compressm.layers.dense import DenseSSM
 from compressm.layers.dss import DSS, DSSKernel
 from compressm.layers.hippo import DiagonalInit
 from compressm.layers.lru import LRU
+from compressm.layers.lssl import LSSL
+from compressm.layers.s4 import S4
 from compressm.layers.s4d import S4D
 from compressm.layers.s5 import S5
 from compressm.ops.sampling import Sampling
@@ -22,6 +24,8 @@ class LayerKind(Enum):
     LRU = "lru"
     DENSE = "dense"
     DSS = "dss"
+    LSSL = "lssl"
+    S4 = "s4"
     S4D = "s4d"
     S5 = "s5"
 
@@ -45,6 +49,8 @@ FAMILIES: Mapping[LayerKind, Family] = {
     LayerKind.LRU: Family(LRU, _RING),
     LayerKind.DENSE: Family(DenseSSM, _RING),
     LayerKind.DSS: Family(DSS, {"init": DiagonalInit, "discretization": DSSKernel, **_STEPS, "length": None}),
+    LayerKind.LSSL: Family(LSSL, _STEPS),
+    LayerKind.S4: Family(S4, _STEPS),
     LayerKind.S4D: Family(S4D, _SAMPLED),
     LayerKind.S5: Family(S5, _SAMPLED),
 }

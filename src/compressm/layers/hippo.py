@@ -47,14 +47,20 @@ def legs(states: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @lru_cache(maxsize=8)
-def normal_legs(order: int) -> tuple[Tensor, Tensor]:
-    """Frequencies (N,) > 0 and eigenvectors (2 N, N) of the normal part A + p p^T = -I/2 + S of LegS with 2 N states.
+def diagonal_legs(states: int) -> tuple[Tensor, Tensor]:
+    """Frequencies (n,), increasing, and orthonormal eigenvectors (n, n) of the normal part of LegS with n states.
 
-    Each stands for a conjugate pair of poles -1/2 +- i frequency; the eigenvectors are orthonormal.
+    The normal part is A + p p^T = -I/2 + S with S skew; its poles -1/2 + i frequency come in conjugate pairs.
     """
-    a, _, p = legs(2 * order)
-    skew = a + torch.outer(p, p) + torch.eye(2 * order, dtype=torch.float64) / 2
+    a, _, p = legs(states)
+    skew = a + torch.outer(p, p) + torch.eye(states, dtype=torch.float64) / 2
     frequency, vectors = torch.linalg.eigh(skew * -1j)
+    return frequency, vectors
+
+
+def normal_legs(order: int) -> tuple[Tensor, Tensor]:
+    """`diagonal_legs` of 2 N states, one of each conjugate pair: frequencies (N,) > 0, eigenvectors (2 N, N)."""
+    frequency, vectors = diagonal_legs(2 * order)
     return frequency[order:].clone(), vectors[:, order:].clone()
 
 

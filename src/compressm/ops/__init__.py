@@ -6,6 +6,7 @@ from compressm.ops.bank import bank_step as bank_step
 from compressm.ops.cost import Form as Form
 from compressm.ops.cost import choose_form as choose_form
 from compressm.ops.dense import dense_lti as dense_lti
+from compressm.ops.dense_bank import dense_bank_response as dense_bank_response
 from compressm.ops.diagonal import diagonal_lti as diagonal_lti
 from compressm.ops.diagonal import diagonal_step as diagonal_step
 from compressm.ops.memory import keep_freed_memory as keep_freed_memory

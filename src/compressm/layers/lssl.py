@@ -1,0 +1,93 @@
+"""The linear state space layer LSSL of Gu et al. 2021: one dense state matrix for all channels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from compressm.layers.base import SequenceLayer, check_size
+from compressm.layers.hippo import check_steps, legs, log_uniform
+from compressm.ops.bank import bank_convolution
+from compressm.ops.dense_bank import dense_bank_response
+from compressm.ops.precision import precise, working_dtype
+
+
+class LSSL(SequenceLayer):
+    """A bank of H systems with one real state matrix and a step for each channel (arXiv 2110.13985, section 3).
+
+    x' = A x + B u for all channels, sampled with the steps d_h = exp(log_dt_h) by the trapezoidal rule,
+    Ad_h = (I - d_h/2 A)^{-1} (I + d_h/2 A), Bd_h = (I - d_h/2 A)^{-1} d_h B; x_k = Ad_h x_{k-1} + Bd_h u_k and
+    y_k = C_h x_k + D_h u_k. Nothing keeps A stable in training.
+
+    Parameters: A (N, N), B (N,), C (H, N), log_dt, D (H,). At the start A and B are HiPPO-LegS, steps are log-uniform
+    on [dt_min, dt_max], C is N(0, 1 / N), and D is N(0, 1).
+
+    Raises ConfigError for a width below 1, a negative order, or steps that are not 0 < dt_min <= dt_max.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        order: int,
+        *,
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("LSSL", width, order)
+        check_steps("LSSL", dt_min, dt_max)
+        a, b, _ = legs(order)
+        self.A, self.B = nn.Parameter(a.float()), nn.Parameter(b.float())
+        self.log_dt = nn.Parameter(log_uniform(dt_min, dt_max, (width,), generator))
+        self.C = nn.Parameter(torch.randn(width, order, generator=generator) / math.sqrt(max(order, 1)))
+        self.D = nn.Parameter(torch.randn(width, generator=generator))
+
+    @property
+    def width(self) -> int:
+        """The number H of channels."""
+        return self.D.shape[0]
+
+    @property
+    def order(self) -> int:
+        """The number N of real states of each channel."""
+        return self.A.shape[0]
+
+    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The output (batch, L, H) for the input u (batch, L, H) from a zero state.
+
+        Where `mask` (batch, L) is False the input counts as zero; outputs there mean nothing.
+        """
+        if mask is not None:
+            u = torch.where(mask[..., None], u, 0.0)
+        with torch.autocast(device_type=u.device.type, enabled=False):
+            kernel = dense_bank_response(*self.sampled(), precise(self.C), u.shape[1])
+            dtype = working_dtype(u)
+            return bank_convolution(u.to(dtype), kernel.to(dtype), self.D).to(u.dtype)
+
+    def wants_channel_first(self, batch: int, length: int) -> bool:
+        """Always: every channel is a convolution of its own."""
+        return True
+
+    def initial_state(self, batch: int) -> Tensor:
+        """The zero state (batch, H, N), in float32 or wider."""
+        dtype = torch.promote_types(self.A.dtype, torch.float32)
+        return torch.zeros(batch, self.width, self.order, dtype=dtype, device=self.A.device)
+
+    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The output (batch, H) and the next state (batch, H, N) for one input u (batch, H)."""
+        dtype = state.dtype
+        a, b = (t.to(dtype) for t in self.sampled())
+        v = u.to(dtype)
+        x = (a @ state.unsqueeze(-1)).squeeze(-1) + b * v.unsqueeze(-1)
+        y = (self.C.to(dtype) * x).sum(-1) + self.D.to(dtype) * v
+        return y.to(u.dtype), x
+
+    def sampled(self) -> tuple[Tensor, Tensor]:
+        """The discrete systems in float64: Ad (H, N, N), Bd (H, N)."""
+        half = precise(self.log_dt).exp()[:, None, None] / 2
+        eye = torch.eye(self.order, dtype=half.dtype, device=half.device)
+        inverse = torch.linalg.inv(eye - half * precise(self.A))
+        return 2 * inverse - eye, (inverse @ precise(self.B)) * 2 * half.squeeze(-1)

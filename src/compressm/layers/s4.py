@@ -1,0 +1,137 @@
+"""The structured state space layer S4 of Gu, Goel and Ré 2022."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from compressm.layers.base import SequenceLayer, check_size
+from compressm.layers.hippo import check_steps, diagonal_legs, legs, log_uniform
+from compressm.ops.bank import bank_convolution, bank_lti, bank_step
+from compressm.ops.dense_bank import dense_bank_response
+from compressm.ops.precision import precise, working_dtype
+from compressm.ops.sampling import Sampling, sample
+
+
+class S4(SequenceLayer):
+    """A bank of H systems whose state matrix is diagonal plus low rank (arXiv 2111.00396, section 3).
+
+    For channel h: x' = (diag(s_h) - p_h p_h*) x + b_h u with s = -exp(log_A_real) + i A_imag, sampled with the step
+    d_h = exp(log_dt_h) by the trapezoidal rule, Ad = (I - d/2 A)^{-1} (I + d/2 A), Bd = (I - d/2 A)^{-1} d b;
+    x_k = Ad x_{k-1} + Bd u_k and y_k = Re(C_h x_k) + D_h u_k. A + A* is negative definite, so the layer is stable for
+    every value of the parameters. Complex states are stored whole: no conjugate halves.
+
+    The kernel C Ad^l Bd comes from the sampled matrices (N x N for each channel, by the Woodbury identity), in
+    float64. A cut makes the layer diagonal: P loses its only row, and it then runs as S4D does. The gradient of P
+    would vanish at P = 0, so it stays diagonal.
+
+    Parameters, all real: log_dt, D (H,); log_A_real, A_imag, B_re, B_im, C_re, C_im (H, N); P_re, P_im (R, H, N) with
+    R = 1, or 0 after a cut. At the start A and B are HiPPO-LegS in the eigenvectors of its normal part, steps are
+    log-uniform on [dt_min, dt_max], re and im of C are N(0, 1 / 2), and D is N(0, 1).
+
+    Raises ConfigError for a width below 1, a negative order, or steps that are not 0 < dt_min <= dt_max.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        order: int,
+        *,
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("S4", width, order)
+        check_steps("S4", dt_min, dt_max)
+        frequency, vectors = diagonal_legs(order)
+        _, b, p = (t.to(vectors.dtype) for t in legs(order))
+        b, p = vectors.mH @ b, vectors.mH @ p
+
+        def repeated(x: Tensor) -> nn.Parameter:
+            return nn.Parameter(x.float().repeat(width, 1))
+
+        self.log_dt = nn.Parameter(log_uniform(dt_min, dt_max, (width,), generator))
+        self.log_A_real = repeated(torch.log(torch.full_like(frequency, 0.5)))
+        self.A_imag = repeated(frequency)
+        self.P_re, self.P_im = (nn.Parameter(x.float().repeat(1, width, 1)) for x in (p.real, p.imag))
+        self.B_re, self.B_im = repeated(b.real), repeated(b.imag)
+        self.C_re = nn.Parameter(torch.randn(width, order, generator=generator) * 0.5**0.5)
+        self.C_im = nn.Parameter(torch.randn(width, order, generator=generator) * 0.5**0.5)
+        self.D = nn.Parameter(torch.randn(width, generator=generator))
+
+    @property
+    def width(self) -> int:
+        """The number H of channels."""
+        return self.D.shape[0]
+
+    @property
+    def order(self) -> int:
+        """The number N of complex states of each channel."""
+        return self.A_imag.shape[1]
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether the low-rank part is gone, as it is after a cut."""
+        return self.P_re.shape[0] == 0
+
+    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The output (batch, L, H) for the input u (batch, L, H) from a zero state.
+
+        Where `mask` (batch, L) is False the input counts as zero; outputs there mean nothing.
+        """
+        if mask is not None:
+            u = torch.where(mask[..., None], u, 0.0)
+        if self.is_diagonal:
+            return bank_lti(*self._diagonal_system(), u, feedthrough=self.D)
+        with torch.autocast(device_type=u.device.type, enabled=False):
+            kernel = dense_bank_response(*self.sampled(), u.shape[1])
+            dtype = working_dtype(u)
+            return bank_convolution(u.to(dtype), kernel.to(dtype), self.D).to(u.dtype)
+
+    def wants_channel_first(self, batch: int, length: int) -> bool:
+        """Always: every channel is a convolution of its own."""
+        return True
+
+    def initial_state(self, batch: int) -> Tensor:
+        """The zero state (batch, H, N, 2): real and imaginary parts, in float32 or wider."""
+        dtype = torch.promote_types(self.A_imag.dtype, torch.float32)
+        return torch.zeros(batch, self.width, self.order, 2, dtype=dtype, device=self.A_imag.device)
+
+    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The output (batch, H) and the next state (batch, H, N, 2) for one input u (batch, H).
+
+        Without a low-rank part the state is that of unit inputs, as in S4D.
+        """
+        if self.is_diagonal:
+            return bank_step(*self._diagonal_system(), u, state, feedthrough=self.D)
+        dtype = state.dtype
+        a, b, c = (t.to(dtype.to_complex()) for t in self.sampled())
+        v = u.to(dtype)
+        x = (a @ torch.view_as_complex(state).unsqueeze(-1)).squeeze(-1) + b * v.unsqueeze(-1)
+        y = (c * x).sum(-1).real + self.D.to(dtype) * v
+        return y.to(u.dtype), torch.view_as_real(x)
+
+    def sampled(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The discrete systems in float64: Ad (H, N, N), Bd (H, N), C (H, N)."""
+        half = precise(self.log_dt).exp()[:, None] / 2
+        pole = torch.complex(-precise(self.log_A_real).exp(), precise(self.A_imag))
+        b, c = (torch.complex(precise(re), precise(im)) for re, im in ((self.B_re, self.B_im), (self.C_re, self.C_im)))
+        inverse = torch.diag_embed(1 / (1 - half * pole))
+        for p_re, p_im in zip(self.P_re, self.P_im, strict=True):  # (M + d/2 p p*)^{-1}, Woodbury
+            p = torch.complex(precise(p_re), precise(p_im)).unsqueeze(-1)
+            left, right = inverse @ p, p.mH @ inverse
+            inverse = inverse - left @ right / (1 / half.unsqueeze(-1) + right @ p)
+        eye = torch.eye(self.order, dtype=inverse.dtype, device=inverse.device)
+        return 2 * inverse - eye, (inverse @ (2 * half * b).unsqueeze(-1)).squeeze(-1), c
+
+    def _diagonal_system(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        step = precise(self.log_dt).exp()[:, None]
+        nu, theta, gain_re, gain_im = sample(precise(self.log_A_real).exp(), self.A_imag, step, Sampling.BILINEAR)
+        dtype = torch.promote_types(self.C_re.dtype, torch.float32)
+        gain, b, c = (
+            torch.complex(re.to(dtype), im.to(dtype))
+            for re, im in ((gain_re, gain_im), (self.B_re, self.B_im), (self.C_re, self.C_im))
+        )
+        weight = gain * b * c
+        return nu, theta, weight.real, weight.imag
