@@ -15,7 +15,6 @@ in a process of its own.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _memory import peak_resident_mb
 from _report import RESULTS, table, write
 from torch import nn
 
@@ -154,15 +154,6 @@ def print_memory(kind: str, order: int, width: int) -> None:
     before = peak_resident_mb()
     compress_(models, SETTINGS)
     print(peak_resident_mb() - before)
-
-
-def peak_resident_mb() -> float:
-    """The largest resident set so far. getrusage would start from the parent's: Linux hands it on to children."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1e3
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def main() -> None:
