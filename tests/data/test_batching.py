@@ -1,10 +1,11 @@
 """Batches are a function of (seed, step) alone."""
 
 import numpy as np
+import pytest
 import torch
 
 from compressm.data import Batcher, Dataset, Normalisation, Scaling, Sequences, Split, Task, batch_indices, load_digits
-from compressm.data.batching import steps_per_epoch
+from compressm.data.batching import evaluation_batch, steps_per_epoch
 
 
 def test_an_epoch_goes_through_distinct_cases_and_the_next_through_another_order() -> None:
@@ -21,6 +22,20 @@ def test_batches_can_be_made_in_any_order_and_differ_by_seed() -> None:
     backwards = [batch_indices(50, 8, 0, step).tolist() for step in reversed(range(20))]
     assert forwards == backwards[::-1]
     assert forwards != [batch_indices(50, 8, 1, step).tolist() for step in range(20)]
+
+
+def test_changing_the_indices_of_a_batch_changes_no_other() -> None:
+    indices = batch_indices(50, 8, 0, 2)
+    before = indices.tolist()
+    indices[:] = -1
+    assert batch_indices(50, 8, 0, 2).tolist() == before
+
+
+@pytest.mark.parametrize(
+    ("length", "width", "wanted"), [(784, 8, 334), (1024, 512, 4), (10**6, 512, 1), (64, 8, 1000), (0, 8, 1000)]
+)
+def test_an_evaluation_batch_is_as_large_as_the_caches_allow(length, width, wanted) -> None:
+    assert evaluation_batch(length, width) == wanted
 
 
 def test_a_batch_larger_than_the_data_is_all_of_them() -> None:

@@ -52,7 +52,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
         {"params": rest, "weight_decay": config.weight_decay, "base_lr": config.lr},
     ]
     kind = torch.optim.AdamW if config.optimizer is OptimizerKind.ADAMW else torch.optim.Adam
-    return kind(groups, lr=config.lr, foreach=True)
+    return kind(groups, lr=config.lr, fused=True)
 
 
 def build_rates(config: TrainingConfig) -> Callable[[int], float]:

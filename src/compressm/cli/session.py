@@ -32,7 +32,7 @@ from compressm.cli.parsing import flatten
 from compressm.cli.recorder import Recorder
 from compressm.cli.stopping import StopRequest
 from compressm.cli.stored import KIND
-from compressm.data.batching import EVALUATION_BATCH, Batcher
+from compressm.data.batching import Batcher, evaluation_batch
 from compressm.data.dataset import Dataset
 from compressm.errors import ConfigError, DataError
 from compressm.ops import keep_freed_memory
@@ -96,7 +96,8 @@ class _Parts:
 
     def scores(self) -> dict[str, float]:
         """Metric and loss on the validation split."""
-        batches = self.batcher.in_order(self.dataset.validation, EVALUATION_BATCH)
+        size = evaluation_batch(self.dataset.max_length, self.model_config.width)
+        batches = self.batcher.in_order(self.dataset.validation, size)
         return self.objective.evaluate(self.model, batches)
 
     def validate(self) -> float:

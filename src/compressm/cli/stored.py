@@ -12,7 +12,7 @@ from compressm.cli.console import Terminal
 from compressm.cli.folder import find_checkpoints, first_sound
 from compressm.cli.objective import Objective
 from compressm.cli.parsing import build
-from compressm.data.batching import EVALUATION_BATCH, Batcher
+from compressm.data.batching import Batcher, evaluation_batch
 from compressm.data.dataset import Dataset, Split
 from compressm.errors import CheckpointError
 from compressm.layers.config import ModelConfig
@@ -56,7 +56,8 @@ def _open(path: Path) -> StoredModel:
 
 def evaluate_stored(stored: StoredModel, dataset: Dataset, split: Split, terminal: Terminal) -> dict[str, float]:
     """Metric and loss of the model on one split of `dataset`, with a bar."""
-    batches = Batcher(dataset, EVALUATION_BATCH, 0).in_order(split)
-    total = -(-split.cases // EVALUATION_BATCH)
+    size = evaluation_batch(dataset.max_length, stored.model.config.width)
+    batches = Batcher(dataset, size, 0).in_order(split)
+    total = -(-split.cases // size)
     with undisturbed(stored.model):
         return Objective.of(dataset).evaluate(stored.model, terminal.track(batches, total, "Evaluating"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from compressm.data.dataset import Dataset, Sequences, Split, Task
 
-EVALUATION_BATCH = 250
-"""Sequences in a batch of an evaluation."""
+_EVALUATION_VALUES = 1 << 21
+_EVALUATION_CASES = 1000
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,26 @@ def steps_per_epoch(cases: int, batch_size: int) -> int:
     return max(1, cases // batch_size)
 
 
+def evaluation_batch(length: int, width: int) -> int:
+    """How many sequences to evaluate at a time: at most 2^21 values of a layer's output, and at most 1,000 sequences.
+
+    Larger batches leave the caches: on a CPU they take up to twice the time a sequence, and more memory.
+    """
+    return max(1, min(_EVALUATION_VALUES // (max(length, 1) * width), _EVALUATION_CASES))
+
+
 def batch_indices(cases: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
     """The cases of batch `step` (from 0): epoch e goes through a permutation drawn from (seed, e) alone.
 
     The last cases of a permutation that do not fill a batch are left out in that epoch.
     """
     epoch, position = divmod(step, steps_per_epoch(cases, batch_size))
-    order = np.random.default_rng((seed, epoch)).permutation(cases)
-    return order[position * batch_size : (position + 1) * batch_size]
+    return _order(cases, seed, epoch)[position * batch_size : (position + 1) * batch_size].copy()
+
+
+@lru_cache(maxsize=2)  # a new permutation of 55,000 cases for each step takes longer than the rest of its batch
+def _order(cases: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(cases)
 
 
 class Batcher:
