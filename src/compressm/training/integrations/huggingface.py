@@ -13,6 +13,7 @@ from compressm.errors import ConfigError
 from compressm.surgery.snapshot import Stateful
 from compressm.training.compressor import InTrainingCompressor
 from compressm.training.history import Event
+from compressm.training.integrations.accelerate import plain_optimizer
 from compressm.training.integrations.options import CompressorOptions, with_length
 from compressm.training.integrations.packages import require
 from compressm.training.integrations.pretrained import write_sizes
@@ -150,10 +151,3 @@ class CompressionCallback(TrainerCallback, ExportableState):
         config = None if model is None else getattr(model, "config", None)
         if model is not None and isinstance(config, PreTrainedConfig):
             write_sizes(model, config, self._options.get("adapters"))
-
-
-def plain_optimizer(optimizer: Optimizer) -> Optimizer:
-    """The optimizer that steps: what is inside an AcceleratedOptimizer."""
-    from accelerate.optimizer import AcceleratedOptimizer
-
-    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
