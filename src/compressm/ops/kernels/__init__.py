@@ -1,0 +1,51 @@
+"""Kernels that numba compiles on first use: an optional extra, `pip install compressm[fast]`.
+
+What is here decides whether they run and calls them; the modules beside it need numba and are imported on first use.
+Every kernel has a counterpart in plain torch that runs without numba, on other devices and in other dtypes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
+_VARIABLE = "COMPRESSM_KERNELS"
+_wanted = os.environ.get(_VARIABLE, "1") != "0"
+
+
+def use_kernels(wanted: bool) -> bool:
+    """Allow or forbid compiled kernels in this process; returns whether they were allowed before.
+
+    They are allowed from the start unless the environment variable COMPRESSM_KERNELS is 0. Results with and without
+    them agree to rounding, except for the random choices of dropout.
+    """
+    global _wanted
+    before, _wanted = _wanted, wanted
+    return before
+
+
+def kernels_run() -> bool:
+    """Whether float32 tensors on the CPU are computed by compiled kernels: allowed, and numba is installed."""
+    return _wanted and _available()
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Whether kernels run on these tensors."""
+    plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    return plain and not torch.compiler.is_compiling() and kernels_run()
+
+
+@cache
+def _available() -> bool:
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        _log.info("numba is not installed: plain torch is used. pip install compressm[fast] makes the CPU faster.")
+        return False
+    return True
+

@@ -1,0 +1,86 @@
+# pyright: basic
+"""The pointwise parts of a block: GELU with dropout, and the gate with dropout and skip connection, in one pass each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compressm.ops.kernels.elementary import kept, normal, sigmoid
+from compressm.ops.kernels.launch import kernel, next_part
+from compressm.ops.kernels.simd import LANES, load_first, negate, spread, store_first
+
+PART = 1 << 14  # elements of one part
+
+
+@kernel
+def gelu_forward(a: Any) -> None:
+    """y = dropout(x Phi(x)). Arguments: x, y, size, key, salt, dropped of 2^16."""
+    size, key, salt, dropped = a[4], a[5], a[6], a[7]
+    scale = spread(65536.0 / (65536.0 - dropped))
+    while True:
+        part = next_part(a)
+        if part >= a[1]:
+            return
+        for i in range(part * PART, min(size, (part + 1) * PART), LANES):
+            x = load_first(a[2], i, size - i)
+            phi, _ = normal(x)
+            store_first(a[3], i, x * phi * kept(i, key, salt, dropped, scale), size - i)
+
+
+@kernel
+def gelu_backward(a: Any) -> None:
+    """g_x = dropout(g) (Phi(x) + x phi(x)). Arguments: g, x, g_x, size, key, salt, dropped of 2^16."""
+    size, key, salt, dropped = a[5], a[6], a[7], a[8]
+    scale = spread(65536.0 / (65536.0 - dropped))
+    while True:
+        part = next_part(a)
+        if part >= a[1]:
+            return
+        for i in range(part * PART, min(size, (part + 1) * PART), LANES):
+            x = load_first(a[3], i, size - i)
+            phi, bell = normal(x)
+            g = load_first(a[2], i, size - i) * kept(i, key, salt, dropped, scale)
+            store_first(a[4], i, g * (phi + x * bell), size - i)
+
+
+@kernel
+def gate_forward(a: Any) -> None:
+    """y = x + dropout(v sigmoid(s)). Arguments: v s, x, y, rows, width, stride, offset, size, key, salt, dropped.
+
+    Element j of row r has its v at `r stride + j`, its s `offset` further on, and its x and y at `r width + j`. The
+    last row ends with `size`.
+    """
+    both, x, y = a[2], a[3], a[4]
+    rows, width, stride, offset, size, key, salt, dropped = a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12]
+    scale = spread(65536.0 / (65536.0 - dropped))
+    while True:
+        part = next_part(a)
+        if part >= a[1]:
+            return
+        for row in range(rows * part // a[1], rows * (part + 1) // a[1]):
+            end = min(width, size - row * width)
+            for j in range(0, end, LANES):
+                i, k = row * width + j, row * stride + j
+                v, s = load_first(both, k, end - j), load_first(both, k + offset, end - j)
+                z = v * sigmoid(s) * kept(i, key, salt, dropped, scale)
+                store_first(y, i, load_first(x, i, end - j) + z, end - j)
+
+
+@kernel
+def gate_backward(a: Any) -> None:
+    """The gradients of v and s. Arguments: g, v s, g_v g_s, then as gate_forward from `rows` on."""
+    grad, both, out = a[2], a[3], a[4]
+    rows, width, stride, offset, size, key, salt, dropped = a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12]
+    scale = spread(65536.0 / (65536.0 - dropped))
+    while True:
+        part = next_part(a)
+        if part >= a[1]:
+            return
+        for row in range(rows * part // a[1], rows * (part + 1) // a[1]):
+            end = min(width, size - row * width)
+            for j in range(0, end, LANES):
+                i, k = row * width + j, row * stride + j
+                v, s = load_first(both, k, end - j), sigmoid(load_first(both, k + offset, end - j))
+                g = load_first(grad, i, end - j) * kept(i, key, salt, dropped, scale) * s
+                store_first(out, k, g, end - j)
+                store_first(out, k + offset, g * v * (spread(1.0) + negate(s)), end - j)

@@ -1,0 +1,68 @@
+# pyright: basic
+"""Compiled kernels and the threads they run on: torch's own.
+
+A kernel is a function of one array of 64-bit integers: a counter, the number of parts, then addresses of tensors and
+sizes. Whoever runs it takes the number of a part from the counter until all are taken, so any number of threads may
+run it, one included. Results do not depend on which thread did which part.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from torch import Tensor
+
+_SIGNATURE = types.void(types.CPointer(types.int64))
+
+
+def kernel(function: Callable[[Any], None]) -> Any:
+    """Compile a kernel on first use, and keep the machine code in numba's cache."""
+    return numba.cfunc(_SIGNATURE, cache=True, error_model="numpy", nopython=True)(function)
+
+
+inline = numba.njit(inline="always", error_model="numpy")
+
+
+@intrinsic
+def next_part(typing_context: Any, arguments: Any) -> Any:
+    """The number of the next part that nobody has taken."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", args[0], ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(types.CPointer(types.int64)), emit
+
+
+@cache
+def _fork() -> Any:
+    """The function of the OpenMP runtime, torch's own, that runs a function on its threads; None where it has none."""
+    try:
+        fork = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return None
+    fork.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    fork.restype = None
+    return fork
+
+
+def run(compiled: Any, parts: int, *arguments: Tensor | int, threads: int | None = None) -> None:
+    """Run a kernel; tensors are passed by address and must be contiguous float32 tensors on the CPU.
+
+    `threads` is torch's number of threads unless given.
+    """
+    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    packed = (ctypes.c_int64 * (2 + len(values)))(0, parts, *values)
+    workers = min(parts, threads or torch.get_num_threads())
+    fork = _fork() if workers > 1 else None
+    if fork is not None:
+        fork(compiled.address, ctypes.addressof(packed), workers, 0)
+    else:
+        compiled.ctypes(packed)
