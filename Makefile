@@ -40,5 +40,5 @@ $(VENV)/.stamp-dev: $(inputs) tools/make_venv.sh
 	@touch $@ $(VENV)/.stamp-cli
 
 $(VENV)/.stamp-cli: $(inputs) tools/make_venv.sh
-	@$(install) cli
+	@$(install) cli,fast
 	@touch $@

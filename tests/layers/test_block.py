@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from compressm.layers import LRU, Block, MaskedBatchNorm
 from compressm.layers.gate import GatedLinear
-from compressm.layers.layout import SequenceLinear, channel_first, dropout, is_channel_first
+from compressm.layers.layout import Layout, SequenceLinear, layout_of
+from compressm.ops.pointwise import dropout
 
 
 @pytest.mark.parametrize("kind", ["linear", "gate"])
@@ -23,10 +24,10 @@ def test_linear_maps_in_both_layouts(kind) -> None:
     weight = torch.randn(2, 7, 5, dtype=torch.float64)
     leaves = [x, *layer.parameters()]
     expected = torch.autograd.grad((wanted * weight).sum(), leaves)
-    for arranged in (x, channel_first(x)):
-        y = layer(arranged)
+    for layout in Layout:
+        y = layer(layout.arrange(x))
         assert torch.allclose(y, wanted, atol=1e-12)
-        assert is_channel_first(y) == is_channel_first(arranged)
+        assert kind == "gate" or layout_of(y) is layout
         for got, grad in zip(torch.autograd.grad((y * weight).sum(), leaves), expected, strict=True):
             assert torch.allclose(got, grad, atol=1e-12)
 
@@ -36,21 +37,20 @@ def test_gate_gradients_are_those_of_finite_differences() -> None:
     x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
 
     def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(gate, {"weight": weight, "bias": bias}, (channel_first(x),))
+        arranged = Layout.CHANNELS.arrange(x)
+        return torch.func.functional_call(gate, {"weight": weight, "bias": bias}, (arranged, torch.ones(2, 4, 2)))
 
     assert torch.autograd.gradcheck(run, (x, *gate.parameters()))
 
 
 @pytest.mark.parametrize("shape", [(5, 40, 50), (3, 7, 1), (4, 33)])
-def test_dropout_keeps_the_layout_and_scales(shape) -> None:
-    for x in (torch.ones(shape), channel_first(torch.ones(shape)) if len(shape) == 3 else torch.ones(shape)):
-        y = dropout(x, 0.25, training=True)
-        assert is_channel_first(y) == is_channel_first(x)
-        assert torch.all((y == 0) | torch.isclose(y, torch.tensor(4 / 3)))
+def test_dropout_scales(shape) -> None:
+    y = dropout(torch.ones(shape), 0.25)
+    assert torch.all((y == 0) | torch.isclose(y, torch.tensor(4 / 3)))
 
 
 def test_dropout_drops_the_asked_share_independently() -> None:
-    y = dropout(torch.ones(100, 100, 100), 0.1, training=True)
+    y = dropout(torch.ones(100, 100, 100), 0.1)
     dropped = (y == 0).double()
     assert abs(dropped.mean().item() - 0.1) < 4 * math.sqrt(0.09 / 1e6)
     for lag in (1, 2, 3, 4, 100, 10_000):  # neighbours share one random word
@@ -61,24 +61,24 @@ def test_dropout_drops_the_asked_share_independently() -> None:
 
 def test_dropout_draws_anew_and_follows_the_seed() -> None:
     x = torch.ones(10, 100)
-    first, second = dropout(x, 0.5, training=True), dropout(x, 0.5, training=True)
+    first, second = dropout(x, 0.5), dropout(x, 0.5)
     assert not torch.equal(first, second)
     torch.manual_seed(0)
-    assert torch.equal(dropout(x, 0.5, training=True), first)
+    assert torch.equal(dropout(x, 0.5), first)
 
 
 def test_dropout_gradient_is_its_mask() -> None:
     x = torch.randn(50, 20, requires_grad=True)
-    y = dropout(x, 0.3, training=True)
+    y = dropout(x, 0.3)
     y.sum().backward()
     assert x.grad is not None
     assert torch.allclose(x.grad * x.detach(), y.detach(), atol=1e-6)
 
 
-@pytest.mark.parametrize(("p", "training"), [(0.0, True), (0.9, False), (1e-9, True)])
-def test_dropout_that_drops_nothing(p, training) -> None:
+@pytest.mark.parametrize("p", [0.0, 1e-9])
+def test_dropout_that_drops_nothing(p) -> None:
     x = torch.randn(3, 4)
-    assert torch.equal(dropout(x, p, training), x)
+    assert torch.equal(dropout(x, p), x)
 
 
 @torch.no_grad()
@@ -86,5 +86,5 @@ def test_block_against_its_equation() -> None:
     block, x = Block(MaskedBatchNorm(4), LRU(4, 6), dropout=0.1).eval(), torch.randn(2, 30, 4)
     normalised = x / math.sqrt(1 + 1e-5)
     wanted = x + functional.glu(functional.linear(nn.GELU()(block.ssm(normalised)), block.gate.weight, block.gate.bias))
-    assert torch.allclose(block(x), wanted, atol=1e-5)
-    assert torch.allclose(block(channel_first(x)), wanted, atol=1e-5)
+    for layout in Layout:
+        assert torch.allclose(block(layout.arrange(x)), wanted, atol=1e-5)

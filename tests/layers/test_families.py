@@ -9,7 +9,7 @@ import torch
 
 from compressm.errors import ConfigError
 from compressm.layers import FAMILIES, Bidirectional, LayerKind, ModelConfig, SequenceLayer, SequenceModel
-from compressm.layers.layout import channel_first
+from compressm.layers.layout import Layout
 
 
 def forms(kind: LayerKind) -> list[dict[str, str]]:
@@ -42,7 +42,7 @@ def test_the_two_forms_agree(kind, form) -> None:
     y = layer(u)
     assert y.shape == u.shape
     assert torch.allclose(streamed(layer, u), y, atol=1e-10)
-    assert torch.allclose(layer(channel_first(u)), y, atol=1e-10)
+    assert torch.allclose(layer(Layout.CHANNELS.arrange(u)), y, atol=1e-10)
     single = layer.float()(u.float())
     assert torch.allclose(single.double(), y, atol=1e-4 * float(y.abs().max()))
     assert not any(p.is_complex() for p in layer.parameters())

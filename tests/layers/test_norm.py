@@ -5,14 +5,14 @@ import torch
 
 from compressm.errors import ConfigError
 from compressm.layers import MaskedBatchNorm, MaskedLayerNorm
-from compressm.layers.layout import channel_first
+from compressm.layers.layout import Layout
 
 
 def lengths_mask(*lengths: int) -> torch.Tensor:
     return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
-@pytest.mark.parametrize("layout", [lambda x: x, channel_first])
+@pytest.mark.parametrize("layout", [layout.arrange for layout in Layout])
 def test_without_padding_it_is_torchs_batch_norm(layout) -> None:
     ours, theirs = MaskedBatchNorm(3).double(), torch.nn.BatchNorm1d(3, affine=False).double()
     for _ in range(3):

@@ -5,29 +5,47 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compressm.ops import Form, diagonal_lti, recurrence
+from compressm.ops import Form, diagonal_lti, kernels_run, recurrence, use_kernels
 from compressm.ops.response import impulse_response, powers
 
 FAST = [Form.CONVOLUTION, Form.CHUNKED]
 
 
 @pytest.mark.parametrize(
-    ("form", "tolerance", "wide"),
-    [(Form.CONVOLUTION, 1e-6, 1), (Form.CHUNKED, 3e-6, 10**9), (Form.CHUNKED, 8e-6, 1)],
-    ids=["convolution", "chunked in few calls", "chunked step by step"],
+    ("form", "tolerance", "wide", "compiled"),
+    [
+        (Form.CONVOLUTION, 1e-6, 1, False),
+        (Form.CHUNKED, 4e-6, 10**9, False),
+        (Form.CHUNKED, 8e-6, 1, False),
+        (Form.CHUNKED, 8e-6, 1, True),
+        (Form.LANES, 8e-6, 1, True),
+    ],
+    ids=["convolution", "chunked in few calls", "chunked step by step", "chunked, compiled", "lanes"],
 )
-def test_long_sequence_with_poles_at_0_9999(make_system, signal, monkeypatch, form, tolerance, wide) -> None:
-    """float32 against float64, relative, at 16,384 steps and a memory of 10,000.
+@pytest.mark.parametrize("length", [16_384, 65_536])
+def test_long_sequence_with_poles_at_0_9999(
+    make_system, signal, monkeypatch, form, tolerance, wide, compiled, length
+) -> None:
+    """float32 against float64, relative, with a memory of 10,000 steps, and the gradient of the input too.
 
     A step-by-step recurrence with rounded poles is off by 5e-5 here.
     """
+    if compiled and not kernels_run():
+        pytest.skip("numba is not installed")
     monkeypatch.setattr(recurrence, "_WIDE", wide)
     parameters = make_system(16, 2, 2, radius=(0.9999, 0.9999))
-    u = signal(1, 16384, 2)
+    u, weight = signal(1, length, 2).requires_grad_(), signal(1, length, 2, seed=8)
     wanted = diagonal_lti(*parameters, u, form=Form.CONVOLUTION)
-    single = (*parameters[:2], *(t.float() for t in parameters[2:]))
-    got = diagonal_lti(*single, u.float(), form=form).double()
+    (wanted_grad,) = torch.autograd.grad(wanted, u, weight)
+    single, v = (*parameters[:2], *(t.float() for t in parameters[2:])), u.detach().float().requires_grad_()
+    before = use_kernels(compiled)
+    try:
+        got = diagonal_lti(*single, v, form=form)
+        (grad,) = torch.autograd.grad(got, v, weight.float())
+    finally:
+        use_kernels(before)
     assert (got - wanted).norm() <= tolerance * wanted.norm()
+    assert (grad - wanted_grad).norm() <= tolerance * wanted_grad.norm()
 
 
 def test_the_two_fast_forms_agree_in_float64_on_a_long_sequence(make_system, signal) -> None:
@@ -57,7 +75,7 @@ def test_pole_at_zero_is_the_direct_term(signal) -> None:
     b_re, b_im, c_re, c_im = (signal(3, 3, dtype=torch.float32, seed=s) for s in range(4))
     u = signal(2, 50, 3, dtype=torch.float32)
     direct = u @ (c_re @ b_re - c_im @ b_im).mT
-    for form in Form:
+    for form in (Form.REFERENCE, *FAST, *([Form.LANES] if kernels_run() else [])):
         assert torch.allclose(diagonal_lti(nu, theta, b_re, b_im, c_re, c_im, u, form=form), direct, atol=1e-5)
 
 

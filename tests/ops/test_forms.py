@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from compressm.errors import InvalidSystemError
-from compressm.ops import Form, diagonal_lti, recurrence
+from compressm.ops import Form, diagonal_lti, kernels_run, recurrence
 
 FAST = [Form.CONVOLUTION, Form.CHUNKED]
+DOUBLE = [Form.REFERENCE, *FAST]
+SINGLE = [*DOUBLE, Form.LANES] if kernels_run() else DOUBLE
 SHAPES = [  # batch, length, inputs, outputs, order
     (1, 1, 1, 1, 1),
     (2, 1, 3, 2, 5),
@@ -73,14 +75,14 @@ def test_gradients_are_those_of_finite_differences(make_system, signal, form) ->
     assert torch.autograd.gradcheck(run, (*leaves, u, d))
 
 
-@pytest.mark.parametrize("form", list(Form))
+@pytest.mark.parametrize("form", DOUBLE)
 def test_feedthrough_is_added(make_system, signal, form) -> None:
     parameters, u, d = make_system(4, 3, 3), signal(2, 20, 3), signal(3, seed=5)
     plain = diagonal_lti(*parameters, u, form=form)
     assert torch.allclose(diagonal_lti(*parameters, u, form=form, feedthrough=d), plain + d * u, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", list(Form))
+@pytest.mark.parametrize("form", DOUBLE)
 @pytest.mark.parametrize("shape", [(0, 5, 2), (3, 0, 2)])
 def test_empty_batch_and_empty_sequence(make_system, form, shape) -> None:
     leaves = [t.requires_grad_() for t in make_system(4, 2, 3)]
@@ -92,7 +94,7 @@ def test_empty_batch_and_empty_sequence(make_system, form, shape) -> None:
     assert u.grad.shape == shape
 
 
-@pytest.mark.parametrize("form", list(Form))
+@pytest.mark.parametrize("form", SINGLE)
 def test_no_states_give_the_feedthrough_alone(signal, form) -> None:
     empty, b, c = torch.zeros(0), torch.zeros(0, 2), torch.zeros(2, 0)
     u, d = signal(3, 9, 2, dtype=torch.float32), torch.tensor([2.0, -1.0])
@@ -119,7 +121,7 @@ def test_gradient_of_the_input_alone(make_system, signal, form) -> None:
     assert torch.allclose(grad, wanted, atol=1e-11)
 
 
-@pytest.mark.parametrize("form", FAST)
+@pytest.mark.parametrize("form", SINGLE[1:])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_input_is_computed_in_float32(make_system, signal, form, dtype) -> None:
     parameters, u = make_system(8, 2, 2, dtype=torch.float32), signal(2, 200, 2, dtype=dtype)
@@ -128,7 +130,7 @@ def test_half_precision_input_is_computed_in_float32(make_system, signal, form, 
     assert torch.equal(y, diagonal_lti(*parameters, u.float(), form=form).to(dtype))
 
 
-@pytest.mark.parametrize("form", FAST)
+@pytest.mark.parametrize("form", SINGLE[1:])
 def test_autocast_does_not_reach_the_recurrence(make_system, signal, form) -> None:
     parameters, u = make_system(8, 2, 2, dtype=torch.float32), signal(2, 200, 2, dtype=torch.float32)
     wanted = diagonal_lti(*parameters, u, form=form)

@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from compressm.errors import ConfigError
+from compressm.layers.layout import Layout
 from compressm.layers.systems import LinearSystem
 
 _E = TypeVar("_E", bound=Enum)
@@ -46,9 +47,9 @@ class SequenceLayer(nn.Module, ABC):
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The output (batch, H) and the next state for one input u (batch, H)."""
 
-    def wants_channel_first(self, batch: int, length: int) -> bool:
-        """Whether `forward` is fastest on channel-first memory, see `compressm.layers.layout`."""
-        return False
+    def layout(self, batch: int, length: int) -> Layout:
+        """The order of memory in which `forward` is fastest."""
+        return Layout.ROWS
 
     def system(self) -> LinearSystem | None:
         """The layer as a linear system of the parameters' present values, whose state is that of `step`.

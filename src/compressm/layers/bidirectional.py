@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from compressm.layers.base import SequenceLayer
+from compressm.layers.layout import Layout
 
 
 class Bidirectional(nn.Module):
@@ -26,9 +27,9 @@ class Bidirectional(nn.Module):
         """The number H of inputs and outputs."""
         return self.ahead.width
 
-    def wants_channel_first(self, batch: int, length: int) -> bool:
-        """Whether `ahead` does."""
-        return self.ahead.wants_channel_first(batch, length)
+    def layout(self, batch: int, length: int) -> Layout:
+        """That of `ahead`."""
+        return self.ahead.layout(batch, length)
 
     def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
         """The output (batch, L, H) for the input u (batch, L, H); `mask` (batch, L) is True where data is."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from compressm.errors import ConfigError
 from compressm.layers.base import SequenceLayer
 from compressm.layers.bidirectional import Bidirectional
 from compressm.layers.gate import GatedLinear
-from compressm.layers.layout import dropout
+from compressm.layers.layout import layout_of
 from compressm.layers.norm import SequenceNorm
+from compressm.ops.pointwise import gelu_dropout
 
 
 class Block(nn.Module):
@@ -28,7 +28,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The output (batch, L, H) for x (batch, L, H); `mask` (batch, L) is True where data is."""
-        return x + self._mix(self.ssm(self.norm(x, mask), mask=mask))
+        return self._mix(self.ssm(self.norm(x, mask), mask=mask), x)
 
     def initial_state(self, batch: int) -> Tensor:
         """The state before the first step."""
@@ -37,14 +37,20 @@ class Block(nn.Module):
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The output (batch, H) and the next state for one input x (batch, H)."""
         y, state = self.causal().step(self.norm.step(x), state)
-        return x + self._mix(y), state
+        return self._mix(y, x), state
 
-    def _mix(self, y: Tensor) -> Tensor:
-        y = dropout(functional.gelu(y), self.dropout, self.training)
-        return dropout(self.gate(y), self.dropout, self.training)
+    def _mix(self, y: Tensor, skip: Tensor) -> Tensor:
+        p = self.dropout if self.training else 0.0
+        mixed: Tensor = self.gate(_gelu_dropout(y, p), skip, p)
+        return mixed
 
     def causal(self) -> SequenceLayer:
         """The layer, which must run step by step; raises ConfigError for a bidirectional one."""
         if isinstance(self.ssm, Bidirectional):
             raise ConfigError("A bidirectional model needs the whole sequence; streaming needs bidirectional=False.")
         return self.ssm
+
+
+def _gelu_dropout(x: Tensor, p: float) -> Tensor:
+    layout = layout_of(x)
+    return gelu_dropout(x, p) if layout is None else layout.restore(gelu_dropout(layout.memory(x), p))

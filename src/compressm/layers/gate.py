@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from compressm.layers.layout import is_channel_first
+from compressm.layers.layout import layout_of, linear
+from compressm.ops.pointwise import dropout, gate_dropout
 
 
 class GatedLinear(nn.Linear):
@@ -21,32 +19,12 @@ class GatedLinear(nn.Linear):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, 2 * outputs)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., H_out) for x (..., H_in)."""
-        if not is_channel_first(input) or torch.is_autocast_enabled(input.device.type):
-            return functional.glu(super().forward(input), dim=-1)
-        batch, length, _ = input.shape
-        y: Tensor = _ColumnwiseGate.apply(input.permute(2, 0, 1).flatten(1), self.weight, self.bias)
-        return y.view(self.out_features // 2, batch, length).permute(1, 2, 0)
-
-
-class _ColumnwiseGate(torch.autograd.Function):
-    """The gate on columns x (H_in, M). Saves the sigmoid, which torch's own glu computes again going backwards."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        value, gate = torch.addmm(bias[:, None], weight, x).chunk(2)
-        gate.sigmoid_()
-        ctx.save_for_backward(x, weight, value, gate)
-        return value * gate
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        x, weight, value, gate = ctx.saved_tensors
-        both = grad.new_empty(2 * value.shape[0], value.shape[1])
-        grad_value, grad_gate = both.chunk(2)
-        torch.mul(grad, gate, out=grad_value)
-        torch.mul(grad_value, value, out=grad_gate)
-        grad_gate.addcmul_(grad_gate, gate, value=-1)  # times 1 - sigmoid
-        return weight.mT @ both, (x @ both.mT).mT, both.sum(1)
+    def forward(self, input: Tensor, skip: Tensor | None = None, p: float = 0.0) -> Tensor:
+        """skip + dropout(a * sigmoid(b)), (..., H_out), for x (..., H_in); `skip` None for zero, p dropout's share."""
+        layout = layout_of(input)
+        if layout is None or skip is None or torch.is_autocast_enabled(input.device.type):
+            y = dropout(functional.glu(super().forward(input), dim=-1), p)
+            return y if skip is None else skip + y
+        both = linear(layout.memory(input), self.weight, self.bias, layout)
+        through = layout.memory(skip).contiguous()
+        return layout.restore(gate_dropout(both, through, p, layout.channels_first))

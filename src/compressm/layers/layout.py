@@ -1,54 +1,75 @@
-"""Channel-first memory behind (batch, L, H) tensors.
+"""The orders in which a (batch, L, H) tensor may lie in memory.
 
-All layers speak (batch, L, H). Where the recurrence runs as a convolution it wants each channel's samples side by
-side: a tensor whose memory is (H, batch, L) saves copies, and a linear map over the channels becomes one matrix
-product with (H, batch * L). What is here keeps whichever layout it is given.
+All layers speak (batch, L, H). What is fastest in memory depends on how the recurrence runs: a convolution wants each
+channel's samples side by side, blocks of time want the rows of a block together, a compiled scan wants sequences side
+by side. With either the channels last or the channels first, a linear map over the channels is one matrix product.
+What is here keeps whichever layout it is given.
 """
 
 from __future__ import annotations
 
+from enum import Enum
+
 import torch
 from torch import Tensor, nn
 
-
-def is_channel_first(x: Tensor) -> bool:
-    """Whether x is (batch, L, H) with memory (H, batch, L)."""
-    return x.ndim == 3 and x.permute(2, 0, 1).is_contiguous()
+from compressm.ops import Form
 
 
-def channel_first(x: Tensor) -> Tensor:
-    """The same values (batch, L, H) in (H, batch, L) memory."""
-    return x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+class Layout(Enum):
+    """The dimensions of (batch, L, H) in the order of memory, slowest first."""
+
+    ROWS = (0, 1, 2)
+    TIME = (1, 0, 2)
+    CHANNELS = (2, 0, 1)
+    LANES = (2, 1, 0)
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether the channels are slowest; otherwise they are fastest."""
+        return self.value[0] == 2
+
+    def memory(self, x: Tensor) -> Tensor:
+        """A view of x with its dimensions in the order of this layout."""
+        return x.permute(self.value)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """The same values (batch, L, H) in this layout; x itself where it lies so already."""
+        return self.restore(self.memory(x).contiguous())
+
+    def restore(self, memory: Tensor) -> Tensor:
+        """(batch, L, H) for a tensor with its dimensions in the order of this layout."""
+        return memory.permute(sorted(range(3), key=self.value.__getitem__))
+
+
+_LAYOUTS = {Form.CONVOLUTION: Layout.CHANNELS, Form.CHUNKED: Layout.TIME, Form.LANES: Layout.LANES}
+
+
+def layout_for(form: Form) -> Layout:
+    """The layout in which this form of a recurrence needs no copies."""
+    return _LAYOUTS.get(form, Layout.ROWS)
+
+
+def layout_of(x: Tensor) -> Layout | None:
+    """How x lies in memory; None for anything else than a dense (batch, L, H)."""
+    return next((known for known in Layout if x.ndim == 3 and known.memory(x).is_contiguous()), None)
 
 
 class SequenceLinear(nn.Linear):
-    """torch.nn.Linear that keeps channel-first memory channel-first."""
+    """torch.nn.Linear that keeps the layout of its input, or gives its output another one without a copy."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """W x + w over the last dimension of x (..., H_in)."""
-        if self.bias is None or not is_channel_first(input) or torch.is_autocast_enabled(input.device.type):
-            return super().forward(input)
-        batch, length, _ = input.shape
-        product = torch.addmm(self.bias[:, None], self.weight, input.permute(2, 0, 1).flatten(1))
-        return product.view(self.out_features, batch, length).permute(1, 2, 0)
-
-
-def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Inverted dropout with p rounded to a multiple of 2^-16, in the layout of x.
-
-    Four elements share one 64-bit random number; drawing one number an element, as torch's own dropout does on the
-    CPU, takes longer than the rest of a narrow block.
-    """
-    dropped = min(round(p * 65536), 65535)
-    if not training or dropped == 0:
-        return x
-    if is_channel_first(x):
-        return _dropout(x.permute(2, 0, 1), dropped).permute(1, 2, 0)
-    return _dropout(x, dropped)
+    def forward(self, input: Tensor, layout: Layout | None = None) -> Tensor:
+        """W x + w over the last dimension of x (..., H_in), in `layout` if given."""
+        layout = layout or layout_of(input)
+        if self.bias is None or layout is None or torch.is_autocast_enabled(input.device.type):
+            y = super().forward(input)
+            return y if layout is None else layout.arrange(y)
+        return layout.restore(linear(layout.memory(input), self.weight, self.bias, layout))
 
 
-def _dropout(x: Tensor, dropped: int) -> Tensor:
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on -2^15 .. 2^15 - 1
-    kept = torch.ge(bits, dropped - 32768, out=torch.empty_like(x, memory_format=torch.contiguous_format))
-    return x * kept.mul_(65536 / (65536 - dropped))
+def linear(memory: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
+    """W x + w for x given and returned with its dimensions in the order of `layout`."""
+    if not layout.channels_first:
+        return nn.functional.linear(memory, weight, bias)
+    product = torch.addmm(bias[:, None], weight, memory.flatten(1))
+    return product.view(weight.shape[0], *memory.shape[1:])

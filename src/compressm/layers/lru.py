@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from compressm.errors import ConfigError
 from compressm.layers.base import SequenceLayer, check_size
+from compressm.layers.layout import Layout, layout_for
 from compressm.layers.systems import DiagonalSystem
-from compressm.ops import Form, choose_form, diagonal_lti, diagonal_step
+from compressm.ops import choose_form, diagonal_lti, diagonal_step
 from compressm.ops.precision import precise
 
 
@@ -75,10 +76,9 @@ class LRU(SequenceLayer):
             u = torch.where(mask[..., None], u, 0.0)
         return diagonal_lti(*self._system(), u, feedthrough=self.D)
 
-    def wants_channel_first(self, batch: int, length: int) -> bool:
-        """Where the recurrence runs as a convolution."""
-        form = choose_form(batch, length, self.width, self.width, self.order, self.training)
-        return form is Form.CONVOLUTION
+    def layout(self, batch: int, length: int) -> Layout:
+        """That of the form in which the recurrence runs."""
+        return layout_for(choose_form(batch, length, self.width, self.width, self.order, self.training))
 
     def system(self) -> DiagonalSystem:
         return DiagonalSystem(*self._system(), self.D)

@@ -13,7 +13,7 @@ from compressm.layers.bidirectional import Bidirectional
 from compressm.layers.block import Block
 from compressm.layers.config import ModelConfig, Task
 from compressm.layers.families import FAMILIES
-from compressm.layers.layout import SequenceLinear, channel_first
+from compressm.layers.layout import Layout, SequenceLinear
 from compressm.layers.norm import build_norm
 
 
@@ -52,7 +52,7 @@ class SequenceModel(nn.Module):
         mask = None if lengths is None else lengths_to_mask(lengths, x.shape[0], x.shape[1])
         if mask is not None:  # padding may hold anything: NaN, or no token at all
             x = torch.where(mask if x.ndim == 2 else mask[..., None], x, 0)
-        x = self._lay_out(self.encoder(x))
+        x = self._encode(x)
         for block in self.blocks:
             x = block(x, mask)
         if self.config.task is Task.CLASSIFY:
@@ -82,11 +82,12 @@ class SequenceModel(nn.Module):
         features = total / steps if self.config.task is Task.CLASSIFY else x
         return self.head(features), StreamState(tuple(states), total, steps)
 
-    def _lay_out(self, x: Tensor) -> Tensor:
-        """x in the memory layout in which its recurrences run."""
+    def _encode(self, x: Tensor) -> Tensor:
+        """The features (batch, L, H) in the layout in which the first block's recurrence is fastest."""
         blocks = self._blocks()
-        wanted = bool(blocks) and blocks[0].ssm.wants_channel_first(x.shape[0], x.shape[1])
-        return channel_first(x) if wanted else x.contiguous()
+        layout = blocks[0].ssm.layout(x.shape[0], x.shape[1]) if blocks else Layout.ROWS
+        encoder = self.encoder
+        return encoder(x, layout) if isinstance(encoder, SequenceLinear) else layout.arrange(encoder(x))
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from compressm.errors import ConfigError
+from compressm.layers.layout import layout_of
+from compressm.ops.kernels import usable
+from compressm.ops.pointwise import standardize
 
 
 class NormKind(Enum):
@@ -59,7 +62,14 @@ class MaskedBatchNorm(SequenceNorm):
         """The normalised x (batch, L, H); `mask` (batch, L) is True where data is."""
         if not self.training or x.numel() == 0:
             return self._evaluate(x)
-        y, mean, var, count = _Standardize.apply(x, None if mask is None else mask[..., None], self.eps)
+        layout = layout_of(x)
+        if mask is None and layout is not None and usable(x):
+            memory = layout.memory(x)
+            rows = memory.flatten(1) if layout.channels_first else memory.flatten(0, 1)
+            y, mean, var, count = standardize(rows, layout.channels_first, self.eps)
+            y = layout.restore(y.view(memory.shape))
+        else:
+            y, mean, var, count = _Standardize.apply(x, None if mask is None else mask[..., None], self.eps)
         self._track(mean, var, count)
         return y
 

@@ -90,9 +90,7 @@ class _Chunked(torch.autograd.Function):
         return grad_nu.to(nu.dtype), grad_theta.to(theta.dtype), grad_b, grad_c, grad_u, None
 
 
-def _recurrence(
-    nu: Tensor, theta: Tensor, batch: int, block: int, dtype: torch.dtype, compiled: bool
-) -> Recurrence:
+def _recurrence(nu: Tensor, theta: Tensor, batch: int, block: int, dtype: torch.dtype, compiled: bool) -> Recurrence:
     if compiled:
         return CompiledRecurrence(nu, theta, batch, block)
     return TorchRecurrence(nu, theta, batch, block, dtype)

@@ -1,9 +1,19 @@
-"""Which form of a diagonal recurrence is cheapest: a pure function of shapes."""
+"""Which form of a diagonal recurrence is cheapest: a pure function of the shape, the machine and a table."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
+
+import torch
+from torch import Tensor
+
+from compressm.errors import ConfigError
+from compressm.ops.chunked import block_length
+from compressm.ops.kernels import kernels_run, usable
+from compressm.ops.lanes import LANES
 
 
 class Form(Enum):
@@ -12,43 +22,170 @@ class Form(Enum):
     REFERENCE = "reference"  # one step after another in plain torch: the oracle
     CONVOLUTION = "convolution"  # FFT convolution with the impulse response
     CHUNKED = "chunked"  # blocks of time: matrix products and one elementwise recurrence, state carried between blocks
+    LANES = "lanes"  # one compiled pass, 16 sequences at a time: float32 on the CPU with numba
 
 
-# How many operations of a dense matrix product take as long as one operation of each other kind. Fitted to the ratios
-# that benchmarks/scan_forms.py measures on two CPU cores; they predict its ratios to within a factor of two.
-_FFT = 2.0
-_MIXING = 5.0
-_RECURRENCE = 24.0
-_STEP = 5e4  # one time step's share of the calls
+@dataclass(frozen=True)
+class Shape:
+    """One call: `batch` sequences of `length` steps, a layer of `order` states, with or without a backward pass."""
+
+    batch: int
+    length: int
+    inputs: int
+    outputs: int
+    order: int
+    training: bool
 
 
-def convolution_cost(batch: int, length: int, width_in: int, width_out: int, order: int) -> float:
-    """Operations of the convolution: kernel (grows with width_in * width_out * order), transforms, and mixing.
+@dataclass(frozen=True)
+class Machine:
+    """What the cost of a form depends on beside the shape."""
 
-    The kernel does not depend on the batch, the transforms do not depend on the order: narrow layers, long
-    sequences and large batches gain.
+    threads: int = 1
+    kernels: bool = False  # compiled kernels run on these tensors
+    itemsize: int = 4  # bytes of a real number
+
+    @classmethod
+    def of(cls, u: Tensor) -> Machine:
+        """For the input u, here and now."""
+        return cls(torch.get_num_threads(), usable(u), 8 if u.dtype == torch.float64 else 4)
+
+    @classmethod
+    def here(cls) -> Machine:
+        """For float32 on this process's CPU."""
+        return cls(torch.get_num_threads(), kernels_run())
+
+
+# Nanoseconds on one thread for one unit of each kind of work, without and with a backward pass, fitted to the times
+# that benchmarks/recurrences.py --fit measures. What counts is how they compare.
+_START = "start"
+_COSTS: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "convolution": {
+        "kernel": (0.15, 0.38),  # one term of the impulse response: L H_in H_out N
+        "transform": (0.38, 0.82),  # one butterfly of a Fourier transform
+        "mixing": (0.11, 0.34),  # one complex product of transforms
+        _START: (3.5e5, 9.5e5),
+    },
+    "chunked, compiled": {
+        "product": (0.05, 0.146),  # one term of drive or readout
+        "state": (2.0, 11.3),  # one state at one step
+        "call": (3.3e4, 9.8e4),  # the calls of one block
+        _START: (1.8e5, 6.6e5),
+    },
+    "chunked": {
+        "product": (0.044, 0.14),
+        "state": (4.2, 21.0),
+        "call": (5.5e3, 1.8e4),
+        _START: (2.8e5, 7.2e5),
+    },
+    "lanes": {
+        "product": (0.07, 0.42),  # one term of drive or readout for one of 16 sequences
+        "number": (0.36, 0.97),  # one state, input or output of one of 16 sequences at one step
+        _START: (1.5e5, 7.7e5),
+    },
+}
+_PARALLEL = 0.85  # the share of a convolution or of matrix products that more threads shorten
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The shipped table, or one scaled to another machine.
+
+    `scale` multiplies the cost of a form (by value); `compressm bench --write` measures it. A run stores its table.
     """
-    size = 2 * max(length, 1)
-    kernel = 4.0 * length * width_in * width_out * order
-    transforms = 2.5 * size * math.log2(size) * (batch * (width_in + width_out) + width_in * width_out)
-    mixing = 4.0 * size * batch * width_in * width_out
-    return kernel + _FFT * transforms + _MIXING * mixing
+
+    scale: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = {form.value for form in Form}
+        for name, value in self.scale.items():
+            if name not in known or not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise ConfigError(
+                    f"The cost table scales {name!r} by {value!r}; wanted a positive number for one of {sorted(known)}."
+                )
+
+    def seconds(self, form: Form, shape: Shape, machine: Machine) -> float:
+        """The estimated time of one call in this form; infinite where it cannot run."""
+        work = _WORK[form](shape, machine) if form in _WORK else None
+        return math.inf if work is None else 1e-9 * work * self.scale.get(form.value, 1.0)
+
+    def choose(self, shape: Shape, machine: Machine) -> Form:
+        """The form with the least estimated time."""
+        return min(_WORK, key=lambda form: self.seconds(form, shape, machine))
 
 
-def chunked_cost(batch: int, length: int, width_in: int, width_out: int, order: int) -> float:
-    """Operations of the chunked form: drive and readout per step, the recurrence, and one call per step."""
-    products = 4.0 * batch * length * order * (width_in + width_out)
-    recurrence = 8.0 * batch * length * order
-    return products + _RECURRENCE * recurrence + _STEP * length
+def _total(kind: str, shape: Shape, work: Mapping[str, float]) -> float:
+    costs = _COSTS[kind]
+    return costs[_START][shape.training] + sum(costs[name][shape.training] * units for name, units in work.items())
 
 
-def choose_form(batch: int, length: int, width_in: int, width_out: int, order: int, training: bool) -> Form:
-    """The cheaper form for these shapes.
+def _shared(machine: Machine) -> float:
+    """The time that parallel work takes, with that of one thread of float32 as the unit."""
+    return machine.itemsize / 4 * (1 - _PARALLEL + _PARALLEL / machine.threads)
 
-    The choice depends on nothing but its arguments, so that resumed runs and all ranks agree. Training triples the
-    cost of either form; the chunked form computes its states anew in the backward pass where they outnumber the
-    inputs, which adds a fifth.
+
+def _convolution(s: Shape, machine: Machine) -> float:
+    """Kernel, transforms and mixing: the kernel does not depend on the batch, the transforms not on the order."""
+    size, share = 2.0 * max(s.length, 1), _shared(machine)
+    signals = s.batch * (s.inputs + s.outputs) + s.inputs * s.outputs
+    work = {
+        "kernel": s.length * s.inputs * s.outputs * s.order * share,
+        "transform": size * math.log2(size) * signals * share,
+        "mixing": size * s.batch * s.inputs * s.outputs * share,
+    }
+    return _total("convolution", s, work)
+
+
+def _chunked(s: Shape, machine: Machine) -> float:
+    """Drive and readout, the states, and the calls of each block."""
+    states, share = s.batch * s.length * s.order, _shared(machine)
+    products = states * (s.inputs + s.outputs) * share
+    if s.training and s.order > s.inputs:
+        products *= 1.17  # states are computed anew going backwards
+    blocks = s.length / block_length(s.batch, s.order, s.length, machine.itemsize)
+    if machine.kernels:
+        work = {"product": products, "state": states * machine.itemsize / 4, "call": blocks}
+        return _total("chunked, compiled", s, work)
+    return _total("chunked", s, {"product": products, "state": states * share, "call": 0.3 * s.length + blocks})
+
+
+def _lanes(s: Shape, machine: Machine) -> float | None:
+    """Rounds of groups of 16 sequences, one group a thread."""
+    if not machine.kernels:
+        return None
+    rounds, width = math.ceil(math.ceil(s.batch / LANES) / machine.threads), s.inputs + s.outputs
+    steps = rounds * LANES * s.length
+    return _total("lanes", s, {"product": steps * s.order * width, "number": steps * (s.order + width)})
+
+
+_WORK = {
+    Form.CONVOLUTION: _convolution,
+    Form.CHUNKED: _chunked,
+    Form.LANES: _lanes,
+}
+
+_table = CostTable()
+
+
+def cost_table() -> CostTable:
+    """The table in use."""
+    return _table
+
+
+def use_cost_table(table: CostTable) -> CostTable:
+    """Decide by another table from now on in this process; returns the one before."""
+    global _table
+    before, _table = _table, table
+    return before
+
+
+def choose_form(
+    batch: int, length: int, inputs: int, outputs: int, order: int, training: bool, machine: Machine | None = None
+) -> Form:
+    """The cheapest form for these sizes.
+
+    The choice depends on nothing but its arguments and the table in use, so that resumed runs and all ranks agree.
+    `machine` is `Machine.here()` unless given.
     """
-    chunked = chunked_cost(batch, length, width_in, width_out, order) * (1.2 if training and order > width_in else 1.0)
-    convolution = convolution_cost(batch, length, width_in, width_out, order)
-    return Form.CONVOLUTION if convolution <= chunked else Form.CHUNKED
+    shape = Shape(batch, length, inputs, outputs, order, training)
+    return _table.choose(shape, Machine.here() if machine is None else machine)

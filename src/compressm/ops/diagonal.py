@@ -8,7 +8,9 @@ from torch import Tensor
 from compressm.errors import InvalidSystemError
 from compressm.ops.chunked import diagonal_chunked
 from compressm.ops.convolution import diagonal_convolution
-from compressm.ops.cost import Form, choose_form
+from compressm.ops.cost import Form, Machine, choose_form
+from compressm.ops.kernels import usable
+from compressm.ops.lanes import diagonal_lanes
 from compressm.ops.precision import precise, working_dtype
 from compressm.ops.reference import diagonal_reference
 
@@ -33,7 +35,7 @@ def diagonal_lti(
     infinite for a pole at zero) and `theta` may be given in float64 beside a float32 input: powers of the poles are
     then as accurate as these. `form` None lets `choose_form` decide.
 
-    Raises InvalidSystemError where shapes do not fit together.
+    Raises InvalidSystemError where shapes do not fit together, or a form is asked for that cannot run.
     """
     _check(nu, theta, b_re, b_im, c_re, c_im, u)
     if feedthrough is not None and not feedthrough.shape == u.shape[2:] == c_re.shape[:1]:
@@ -41,15 +43,19 @@ def diagonal_lti(
             f"Wanted feedthrough (H,) beside H inputs and outputs; found {tuple(feedthrough.shape)} beside "
             f"{u.shape[2]} inputs and {c_re.shape[0]} outputs."
         )
-    if form is None:
-        training = torch.is_grad_enabled() and any(t.requires_grad for t in (nu, theta, b_re, b_im, c_re, c_im, u))
-        form = choose_form(u.shape[0], u.shape[1], b_re.shape[1], c_re.shape[0], nu.shape[0], training)
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in (nu, theta, b_re, b_im, c_re, c_im, u))
     with torch.autocast(device_type=u.device.type, enabled=False):
         dtype = working_dtype(u)
         b_re, b_im, c_re, c_im, v = (t.to(dtype) for t in (b_re, b_im, c_re, c_im, u))
         d = None if feedthrough is None else feedthrough.to(dtype)
+        if form is None:
+            sizes = u.shape[0], u.shape[1], b_re.shape[1], c_re.shape[0], nu.shape[0]
+            form = choose_form(*sizes, training, Machine.of(v))
         if form is Form.CONVOLUTION:
             return diagonal_convolution(nu, theta, b_re, b_im, c_re, c_im, v, d).to(u.dtype)
+        if form is Form.LANES:
+            _check_lanes(v)
+            return diagonal_lanes(nu, theta, b_re, b_im, c_re, c_im, v, d).to(u.dtype)
         recurrence = diagonal_chunked if form is Form.CHUNKED else diagonal_reference
         y = recurrence(nu, theta, b_re, b_im, c_re, c_im, v)
         return (y if d is None else torch.addcmul(y, v, d)).to(u.dtype)
@@ -81,6 +87,14 @@ def diagonal_step(
     y = next_re @ c_re.mT - next_im @ c_im.mT
     y = y if feedthrough is None else y + feedthrough.to(dtype) * v
     return y.to(u.dtype), torch.stack([next_re, next_im], dim=-1)
+
+
+def _check_lanes(u: Tensor) -> None:
+    if not usable(u):
+        raise InvalidSystemError(
+            f"Form.LANES is for float32 on the CPU with compiled kernels; found {u.dtype} on {u.device}. Leave the "
+            f"form to the library, or install the kernels: pip install compressm[fast]."
+        )
 
 
 def _check(nu: Tensor, theta: Tensor, b_re: Tensor, b_im: Tensor, c_re: Tensor, c_im: Tensor, u: Tensor) -> None:

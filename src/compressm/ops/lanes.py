@@ -32,13 +32,14 @@ def diagonal_lanes(
     """
     batch = u.shape[0]
     if u.numel() == 0 or c_re.shape[0] == 0 or nu.shape[0] == 0:
-        y = u.sum() + u.new_zeros(batch, u.shape[1], c_re.shape[0])
+        y = u[..., :0].sum() + u.new_zeros(batch, u.shape[1], c_re.shape[0])
         return y if feedthrough is None else y + u * feedthrough
     if batch < LANES:
-        u = torch.nn.functional.pad(u, (0, 0, 0, 0, 0, LANES - batch))
+        padded = torch.nn.functional.pad(u, (0, 0, 0, 0, 0, LANES - batch))
+        return diagonal_lanes(nu, theta, b_re, b_im, c_re, c_im, padded, feedthrough)[:batch]
     b, c = torch.stack([b_re, b_im], -1), torch.stack([c_re.mT, c_im.mT], -1)
     y = _Lanes.apply(nu, theta, b, c, feedthrough, u.permute(2, 1, 0))
-    return y.permute(2, 1, 0)[:batch]
+    return y.permute(2, 1, 0)
 
 
 class _Lanes(torch.autograd.Function):
@@ -47,7 +48,6 @@ class _Lanes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, nu: Tensor, theta: Tensor, b: Tensor, c: Tensor, d: Tensor | None, u: Tensor) -> Tensor:
         from compressm.ops.kernels import lanes as compiled
-        from compressm.ops.kernels.launch import run
 
         b, c, u = b.contiguous(), c.contiguous(), u.contiguous()
         (inputs, length, batch), order, outputs = u.shape, b.shape[0], c.shape[1]
@@ -59,7 +59,7 @@ class _Lanes(torch.autograd.Function):
         sizes = length, inputs, outputs, order, batch, block
         working = u.new_empty(groups, order, 2, LANES), u.new_empty(groups, inputs + outputs, LANES)
         feed = 0 if d is None else d.contiguous()
-        run(compiled.forward, groups, u, y, starts, *working, pole, defect, b, c, feed, *sizes)
+        compiled.forward(groups, u, y, starts, *working, pole, defect, b, c, feed, *sizes)
         ctx.save_for_backward(nu, theta, b, c, d, u, starts, pole, defect)
         ctx.sizes = sizes
         return y
@@ -68,7 +68,6 @@ class _Lanes(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         from compressm.ops.kernels import lanes as compiled
-        from compressm.ops.kernels.launch import run
 
         nu, theta, b, c, d, u, starts, pole, defect = ctx.saved_tensors
         _, inputs, outputs, order, batch, block = ctx.sizes
@@ -83,9 +82,9 @@ class _Lanes(torch.autograd.Function):
         sum_d = u.new_zeros(groups, outputs, LANES)
         feed = 0 if d is None else d.contiguous()
         working = starts, x, gx, signal, ahead, sums, sum_b, sum_c, sum_d
-        run(compiled.backward, groups, u, grad, grad_u, *working, pole, defect, b, c, feed, *ctx.sizes)
+        compiled.backward(groups, u, grad, grad_u, *working, pole, defect, b, c, feed, *ctx.sizes)
         own = _own_sequences(groups, batch)
-        by_pole, grad_b, grad_c, grad_d = (torch.tensordot(s, own, ([0, s.ndim - 1], [0, 1])) for s in (sums, sum_b, sum_c, sum_d))
+        by_pole, grad_b, grad_c, grad_d = (torch.einsum("g...l,gl->...", s, own) for s in (sums, sum_b, sum_c, sum_d))
         exact = torch.polar(torch.exp(-precise(nu)), precise(theta))
         product = torch.view_as_complex(by_pole) * exact.conj()
         grad_c[..., 1].neg_()

@@ -32,7 +32,7 @@ class Recurrence(ABC):
 
     @abstractmethod
     def retreat_(self, g: Tensor, x: Tensor, start: Tensor, ahead: Tensor) -> Tensor:
-        """g[t] += conj(pole) g[t+1] with `ahead` (batch, 2 N) added to the last g; returns the one for the block before.
+        """g[t] += conj(pole) g[t+1] with `ahead` (batch, 2 N) added to the last g; returns that of the block before.
 
         Takes in the gradient of the poles; x are the block's states, `start` the one before them.
         """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -42,10 +43,7 @@ def usable(*tensors: Tensor) -> bool:
 
 @cache
 def _available() -> bool:
-    try:
-        import numba  # noqa: F401
-    except ImportError:
+    if find_spec("numba") is None:
         _log.info("numba is not installed: plain torch is used. pip install compressm[fast] makes the CPU faster.")
         return False
     return True
-

@@ -1,19 +1,59 @@
-# pyright: basic
-"""The pointwise parts of a block: GELU with dropout, and the gate with dropout and skip connection, in one pass each."""
+"""The pointwise parts of a block: GELU with dropout, and the gate with dropout and skip connection, in one pass."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from compressm.ops.kernels.elementary import kept, normal, sigmoid
-from compressm.ops.kernels.launch import kernel, next_part
+from compressm.ops.kernels.launch import Kernel, next_part
 from compressm.ops.kernels.simd import LANES, load_first, negate, spread, store_first
 
-PART = 1 << 14  # elements of one part
+_PART = 1 << 14  # elements of one part
+
+Draw = tuple[int, int, int]
+"""Two random keys, and how many of 2^16 elements dropout drops."""
+
+Rows = tuple[int, int, int, int]
+"""Number and width of the rows, their distance in `both`, and the distance from v to s."""
 
 
-@kernel
-def gelu_forward(a: Any) -> None:
+def gelu(x: Tensor, draw: Draw) -> Tensor:
+    """dropout(x Phi(x))."""
+    y = torch.empty_like(x)
+    _gelu(_parts(x), x, y, x.numel(), *draw)
+    return y
+
+
+def gelu_gradient(grad: Tensor, x: Tensor, draw: Draw) -> Tensor:
+    """The gradient of x from that of `gelu`."""
+    out = torch.empty_like(x)
+    _gelu_gradient(_parts(x), grad, x, out, x.numel(), *draw)
+    return out
+
+
+def gate(both: Tensor, skip: Tensor, rows: Rows, draw: Draw) -> Tensor:
+    """skip + dropout(v sigmoid(s))."""
+    y = torch.empty_like(skip)
+    _gate(min(_parts(skip), rows[0]), both, skip, y, *rows, skip.numel(), *draw)
+    return y
+
+
+def gate_gradient(grad: Tensor, both: Tensor, rows: Rows, draw: Draw) -> Tensor:
+    """The gradient of `both` from that of `gate`."""
+    out = torch.empty_like(both)
+    _gate_gradient(min(_parts(grad), rows[0]), grad, both, out, *rows, grad.numel(), *draw)
+    return out
+
+
+def _parts(x: Tensor) -> int:
+    return -(-x.numel() // _PART)
+
+
+@Kernel
+def _gelu(a: Any) -> None:
     """y = dropout(x Phi(x)). Arguments: x, y, size, key, salt, dropped of 2^16."""
     size, key, salt, dropped = a[4], a[5], a[6], a[7]
     scale = spread(65536.0 / (65536.0 - dropped))
@@ -21,14 +61,14 @@ def gelu_forward(a: Any) -> None:
         part = next_part(a)
         if part >= a[1]:
             return
-        for i in range(part * PART, min(size, (part + 1) * PART), LANES):
+        for i in range(part * _PART, min(size, (part + 1) * _PART), LANES):
             x = load_first(a[2], i, size - i)
             phi, _ = normal(x)
             store_first(a[3], i, x * phi * kept(i, key, salt, dropped, scale), size - i)
 
 
-@kernel
-def gelu_backward(a: Any) -> None:
+@Kernel
+def _gelu_gradient(a: Any) -> None:
     """g_x = dropout(g) (Phi(x) + x phi(x)). Arguments: g, x, g_x, size, key, salt, dropped of 2^16."""
     size, key, salt, dropped = a[5], a[6], a[7], a[8]
     scale = spread(65536.0 / (65536.0 - dropped))
@@ -36,15 +76,15 @@ def gelu_backward(a: Any) -> None:
         part = next_part(a)
         if part >= a[1]:
             return
-        for i in range(part * PART, min(size, (part + 1) * PART), LANES):
+        for i in range(part * _PART, min(size, (part + 1) * _PART), LANES):
             x = load_first(a[3], i, size - i)
             phi, bell = normal(x)
             g = load_first(a[2], i, size - i) * kept(i, key, salt, dropped, scale)
             store_first(a[4], i, g * (phi + x * bell), size - i)
 
 
-@kernel
-def gate_forward(a: Any) -> None:
+@Kernel
+def _gate(a: Any) -> None:
     """y = x + dropout(v sigmoid(s)). Arguments: v s, x, y, rows, width, stride, offset, size, key, salt, dropped.
 
     Element j of row r has its v at `r stride + j`, its s `offset` further on, and its x and y at `r width + j`. The
@@ -66,9 +106,9 @@ def gate_forward(a: Any) -> None:
                 store_first(y, i, load_first(x, i, end - j) + z, end - j)
 
 
-@kernel
-def gate_backward(a: Any) -> None:
-    """The gradients of v and s. Arguments: g, v s, g_v g_s, then as gate_forward from `rows` on."""
+@Kernel
+def _gate_gradient(a: Any) -> None:
+    """The gradients of v and s. Arguments: g, v s, g_v g_s, then as _gate from `rows` on."""
     grad, both, out = a[2], a[3], a[4]
     rows, width, stride, offset, size, key, salt, dropped = a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12]
     scale = spread(65536.0 / (65536.0 - dropped))

@@ -1,4 +1,3 @@
-# pyright: basic
 """Elementary functions of 16 floats at once, and random bits that need no memory."""
 
 from __future__ import annotations
@@ -7,7 +6,6 @@ from typing import Any
 
 from compressm.ops.kernels.launch import inline
 from compressm.ops.kernels.simd import (
-    bits,
     from_bits,
     lane_numbers,
     negate,

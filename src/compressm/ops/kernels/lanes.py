@@ -1,4 +1,3 @@
-# pyright: basic
 """The whole diagonal recurrence for 16 sequences at a time: drive, states and readout in one pass.
 
 Sequences lie side by side: element (h, t, k) of a signal (channels, L, batch) is at h L batch + t batch + k. A group is
@@ -11,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compressm.ops.kernels.launch import inline, kernel, next_part
+from compressm.ops.kernels.launch import Kernel, inline, next_part
 from compressm.ops.kernels.simd import LANES, load, load_spread, spread, store
 
 _BYTES = 4
@@ -113,7 +112,7 @@ def _products(x: Any, u: Any, steps: Any, channels: Any, order: Any, sums: Any) 
             store(sums, k + LANES, w)
 
 
-@kernel
+@Kernel
 def forward(a: Any) -> None:
     """y = Re(C x) + D u.
 
@@ -154,7 +153,7 @@ def forward(a: Any) -> None:
                 store(a[3] + here, o * plane, load(y, o * LANES))
 
 
-@kernel
+@Kernel
 def backward(a: Any) -> None:
     """The gradients of u, the poles, B, C and D, block by block from the last, with the block's states computed anew.
 

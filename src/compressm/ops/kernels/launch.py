@@ -1,4 +1,3 @@
-# pyright: basic
 """Compiled kernels and the threads they run on: torch's own.
 
 A kernel is a function of one array of 64-bit integers: a counter, the number of parts, then addresses of tensors and
@@ -10,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numba
@@ -23,9 +22,29 @@ from torch import Tensor
 _SIGNATURE = types.void(types.CPointer(types.int64))
 
 
-def kernel(function: Callable[[Any], None]) -> Any:
-    """Compile a kernel on first use, and keep the machine code in numba's cache."""
-    return numba.cfunc(_SIGNATURE, cache=True, error_model="numpy", nopython=True)(function)
+class Kernel:
+    """A kernel that is compiled when it first runs; numba's cache keeps the machine code."""
+
+    def __init__(self, function: Callable[[Any], None]) -> None:
+        self._function = function
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return numba.cfunc(_SIGNATURE, cache=True, error_model="numpy")(self._function)
+
+    def __call__(self, parts: int, *arguments: Tensor | int, threads: int | None = None) -> None:
+        """Run it; tensors are passed by address and must be contiguous float32 tensors on the CPU.
+
+        `threads` is torch's number of threads unless given.
+        """
+        values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+        packed = (ctypes.c_int64 * (2 + len(values)))(0, parts, *values)
+        workers = min(parts, threads or torch.get_num_threads())
+        fork = _fork() if workers > 1 else None
+        if fork is not None:
+            fork(self._compiled.address, ctypes.addressof(packed), workers, 0)
+        else:
+            self._compiled.ctypes(packed)
 
 
 inline = numba.njit(inline="always", error_model="numpy")
@@ -51,18 +70,3 @@ def _fork() -> Any:
     fork.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     fork.restype = None
     return fork
-
-
-def run(compiled: Any, parts: int, *arguments: Tensor | int, threads: int | None = None) -> None:
-    """Run a kernel; tensors are passed by address and must be contiguous float32 tensors on the CPU.
-
-    `threads` is torch's number of threads unless given.
-    """
-    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    packed = (ctypes.c_int64 * (2 + len(values)))(0, parts, *values)
-    workers = min(parts, threads or torch.get_num_threads())
-    fork = _fork() if workers > 1 else None
-    if fork is not None:
-        fork(compiled.address, ctypes.addressof(packed), workers, 0)
-    else:
-        compiled.ctypes(packed)

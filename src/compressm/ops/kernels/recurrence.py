@@ -1,4 +1,3 @@
-# pyright: basic
 """The diagonal recurrence over one block of time, in place, and its adjoint.
 
 Rows are steps, then sequences: row t batch + k holds [re (N) | im (N)] of the states of sequence k. A pass takes far
@@ -12,26 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressm.ops.kernels.launch import kernel, next_part, run
+from compressm.ops.kernels.launch import Kernel, next_part
 from compressm.ops.kernels.simd import LANES, load_first, store_first
 
 
 def advance_(x: Tensor, start: Tensor, pole: Tensor, defect: Tensor) -> Tensor:
     """x[t] += pole x[t-1] with x[-1] = start; returns x[T-1] + defect start. Shapes as for the kernel below."""
     batch, order, end = len(start), len(pole) // 2, torch.empty_like(start)
-    run(_advance, batch, x, start, end, pole, defect, len(x) // batch, batch, order, threads=1)
+    _advance(batch, x, start, end, pole, defect, len(x) // batch, batch, order, threads=1)
     return end
 
 
-def retreat_(
-    g: Tensor, x: Tensor, start: Tensor, ahead: Tensor, sums: Tensor, pole: Tensor, defect: Tensor
-) -> None:
+def retreat_(g: Tensor, x: Tensor, start: Tensor, ahead: Tensor, sums: Tensor, pole: Tensor, defect: Tensor) -> None:
     """The adjoint of `advance_`, which adds to `sums` and replaces `ahead`. Shapes as for the kernel below."""
     batch, order = len(start), len(pole) // 2
-    run(_retreat, batch, g, x, start, ahead, sums, pole, defect, len(x) // batch, batch, order, threads=1)
+    _retreat(batch, g, x, start, ahead, sums, pole, defect, len(x) // batch, batch, order, threads=1)
 
 
-@kernel
+@Kernel
 def _advance(a: Any) -> None:
     """x[t] += pole x[t-1] with x[-1] = start; end = x[T-1] + defect start.
 
@@ -62,7 +59,7 @@ def _advance(a: Any) -> None:
             store_first(end, here + order + n, w + p * im + q * re, count)
 
 
-@kernel
+@Kernel
 def _retreat(a: Any) -> None:
     """g[t] += conj(pole) g[t+1], with `ahead` added to g[T-1]; then ahead' = conj(pole) g[0] + conj(defect) ahead.
 

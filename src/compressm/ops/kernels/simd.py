@@ -1,4 +1,3 @@
-# pyright: basic
 """Vectors of 16 numbers for numba kernels: types that LLVM maps to whatever registers the processor has.
 
 A loop over scalars leaves it to LLVM whether and along which dimension to vectorize. With these types a kernel says it:
@@ -186,6 +185,16 @@ def store_first(typing_context: Any, address: Any, offset: Any, x: Any, count: A
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, floats, types.int64), emit
+
+
+@intrinsic
+def first_of(typing_context: Any, x: Any, count: Any) -> Any:
+    """x with 0 in the place of all but the first `count`."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(_first(builder, args[1]), args[0], ir.Constant(_FLOATS, [0.0] * LANES))
+
+    return floats(floats, types.int64), emit
 
 
 @intrinsic

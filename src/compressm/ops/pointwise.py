@@ -1,0 +1,142 @@
+"""The pointwise parts of a block, each in one pass where kernels run, and dropout's random choices.
+
+Tensors here are contiguous, in whatever order of dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from compressm.ops.kernels import usable
+
+_SHARES = 1 << 16  # dropout's probability is rounded to a multiple of its inverse
+_ROW = 4096  # elements of one row where the tensor has no rows of its own
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Inverted dropout with p rounded to a multiple of 2^-16.
+
+    Four elements share one 64-bit random number; drawing one number an element, as torch's own dropout does on the
+    CPU, takes longer than the rest of a narrow block.
+    """
+    dropped = _shares(p)
+    if dropped == 0:
+        return x
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on -2^15 .. 2^15 - 1
+    kept = torch.ge(bits, dropped - _SHARES // 2, out=torch.empty_like(x, memory_format=torch.contiguous_format))
+    return x * kept.mul_(_SHARES / (_SHARES - dropped))
+
+
+def gelu_dropout(x: Tensor, p: float) -> Tensor:
+    """dropout(x Phi(x)) with the normal distribution Phi (Hendrycks and Gimpel 2016, arXiv 1606.08415)."""
+    if not (usable(x) and x.is_contiguous()):
+        return dropout(functional.gelu(x), p)
+    y: Tensor = _GeluDropout.apply(x, _draw(p))
+    return y
+
+
+def gate_dropout(both: Tensor, skip: Tensor, p: float, channels_first: bool) -> Tensor:
+    """skip + dropout(v * sigmoid(s)), (v, s) the halves of `both` along its first or its last dimension."""
+    if not (usable(both, skip) and both.is_contiguous() and skip.is_contiguous()):
+        return skip + dropout(functional.glu(both, dim=0 if channels_first else -1), p)
+    width = _ROW if channels_first else skip.shape[-1]
+    stride, offset = (_ROW, skip.numel()) if channels_first else (2 * width, width)
+    y: Tensor = _GateDropout.apply(both, skip, (-(-skip.numel() // max(width, 1)), width, stride, offset), _draw(p))
+    return y
+
+
+def standardize(x: Tensor, channels_first: bool, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x - mean) / sqrt(var + eps) per channel of a matrix where kernels run, mean, var, and the number of positions.
+
+    The channels are the rows, or the columns. Gradients flow through the statistics (Ioffe and Szegedy 2015,
+    arXiv 1502.03167).
+    """
+    y, mean, var = _Standardize.apply(x.contiguous(), channels_first, eps)
+    return y, mean, var, x.new_tensor(x.numel() // max(len(mean), 1))
+
+
+def _shares(p: float) -> int:
+    return min(round(p * _SHARES), _SHARES - 1)
+
+
+def _draw(p: float) -> tuple[int, int, int]:
+    """Two keys for the random bits of one call, and how many of 2^16 elements it drops."""
+    dropped = _shares(p)
+    if dropped == 0:
+        return 0, 0, 0
+    first, second = torch.randint(-(2**31), 2**31, (2,)).tolist()
+    return first, second, dropped
+
+
+class _GeluDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, draw: tuple[int, int, int]) -> Tensor:
+        from compressm.ops.kernels import activation
+
+        ctx.save_for_backward(x)
+        ctx.draw = draw
+        return activation.gelu(x, draw)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        from compressm.ops.kernels import activation
+
+        (x,) = ctx.saved_tensors
+        return activation.gelu_gradient(grad.contiguous(), x, ctx.draw), None
+
+
+class _GateDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, both: Tensor, skip: Tensor, rows: tuple[int, int, int, int], draw: tuple[int, int, int]
+    ) -> Tensor:
+        from compressm.ops.kernels import activation
+
+        ctx.save_for_backward(both)
+        ctx.rows, ctx.draw = rows, draw
+        return activation.gate(both, skip, rows, draw)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        from compressm.ops.kernels import activation
+
+        (both,) = ctx.saved_tensors
+        return activation.gate_gradient(grad.contiguous(), both, ctx.rows, ctx.draw), grad, None, None
+
+
+class _Standardize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, channels_first: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        from compressm.ops.kernels import moments
+
+        channels = x.shape[0 if channels_first else 1]
+        count = x.numel() // channels
+        zero = x.new_zeros(channels)
+        mean = (moments.centred_sums(x, zero, channels_first)[0] / count).float()
+        spread = moments.centred_sums(x, mean, channels_first) / count
+        var = spread[1] - spread[0] ** 2  # the second term is what rounding the mean has left
+        scale = torch.rsqrt(var + eps).float()
+        y = moments.affine(x, x, torch.stack([mean, zero, scale]), channels_first)
+        ctx.save_for_backward(y, scale)
+        ctx.channels_first, ctx.count = channels_first, count
+        var = var.float()
+        ctx.mark_non_differentiable(mean, var)
+        return y, mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        from compressm.ops.kernels import moments
+
+        y, scale = ctx.saved_tensors
+        grad = grad.contiguous()
+        through = (moments.product_sums(grad, y, ctx.channels_first) / ctx.count).float()
+        return moments.affine(grad, y, torch.cat([through, scale[None]]), ctx.channels_first), None, None

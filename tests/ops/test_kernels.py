@@ -1,0 +1,197 @@
+"""Compiled kernels against plain torch in float64."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from compressm.errors import InvalidSystemError
+from compressm.ops import Form, Machine, diagonal_lti, kernels_run, use_kernels
+from compressm.ops.pointwise import dropout, gate_dropout, gelu_dropout, standardize
+
+needs_kernels = pytest.mark.skipif(not kernels_run(), reason="numba is not installed")
+
+
+def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    got, wanted = got.detach(), wanted.detach()
+    return float((got.double() - wanted).norm() / wanted.norm().clamp(min=1e-12))
+
+
+@needs_kernels
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 40),
+    length=st.integers(1, 200),
+    inputs=st.integers(1, 9),
+    outputs=st.integers(1, 9),
+    order=st.integers(1, 40),
+    form=st.sampled_from([Form.LANES, Form.CHUNKED]),
+)
+def test_output_and_all_gradients_of_any_shape(batch, length, inputs, outputs, order, form) -> None:
+    generator = torch.Generator().manual_seed(batch + 41 * length)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    nu, theta = normal(order).abs() * 0.1, normal(order)
+    matrices = [normal(*shape) for shape in ((order, inputs), (order, inputs), (outputs, order), (outputs, order))]
+    feed = normal(inputs) if inputs == outputs else None
+    exact = [t.requires_grad_() for t in (nu, theta, *matrices, normal(batch, length, inputs))]
+    weight = normal(batch, length, outputs)
+    wanted = diagonal_lti(*exact, form=Form.REFERENCE, feedthrough=feed)
+    grads = torch.autograd.grad(wanted, exact, weight)
+    single = [t.detach() if i < 2 else t.detach().float() for i, t in enumerate(exact)]
+    single = [t.requires_grad_() for t in single]
+    got = diagonal_lti(*single, form=form, feedthrough=None if feed is None else feed.float())
+    assert relative(got, wanted) <= 1e-5
+    for grad, expected in zip(torch.autograd.grad(got, single, weight.float()), grads, strict=True):
+        assert (grad - expected).norm() <= 1e-3 * expected.norm() + 1e-4
+
+
+@needs_kernels
+def test_one_thread_and_many_give_the_same_bits(make_system, signal) -> None:
+    parameters = make_system(24, 5, 5, dtype=torch.float32)
+    u, x = signal(70, 60, 5, dtype=torch.float32), signal(40, 3000, dtype=torch.float32)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            leaves = [t.detach().requires_grad_() for t in (*parameters, u)]
+            torch.manual_seed(0)
+            y = diagonal_lti(*leaves, form=Form.LANES)
+            rest = gelu_dropout(x, 0.3), gate_dropout(x, x[:20].contiguous(), 0.3, True)
+            results.append((y, *torch.autograd.grad(y.sum(), leaves), *rest))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_kernels
+def test_gelu_over_all_magnitudes() -> None:
+    x = torch.cat([torch.linspace(-12, 12, 100_003), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e4, -1e4, 3e38, -3e38])])
+    exact, single = x.double().requires_grad_(), x.clone().requires_grad_()
+    wanted, got = functional.gelu(exact), gelu_dropout(single, 0.0)
+    assert ((got - wanted).abs() <= 3e-7 * (1 + wanted.abs())).all()
+    (expected,), (grad,) = (torch.autograd.grad(y.sum(), leaf) for y, leaf in ((wanted, exact), (got, single)))
+    assert (grad - expected).abs().max() <= 1e-6
+
+
+@needs_kernels
+def test_what_is_not_a_number_is_not_hidden() -> None:
+    x = torch.tensor([math.nan, 1.0] * 20)
+    both, skip = torch.cat([x, x]).view(2, 40), torch.zeros(1, 40)
+    assert torch.equal(gelu_dropout(x, 0.0).isnan(), x.isnan())
+    assert torch.equal(gate_dropout(both, skip, 0.0, True)[0].isnan(), x.isnan())
+    assert standardize(x[None].clone(), True, 1e-5)[0].isnan().all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels_first", [True, False])
+@pytest.mark.parametrize("sizes", [(3, 7), (16, 128), (130, 33), (1, 5000)])
+def test_gate_against_torch(channels_first, sizes) -> None:
+    channels, positions = sizes
+    shape = (channels, positions) if channels_first else (positions, channels)
+    double = (2 * channels, positions) if channels_first else (positions, 2 * channels)
+    both, skip, weight = (torch.randn(s, dtype=torch.float64) for s in (double, shape, shape))
+    exact = [both.requires_grad_(), skip.requires_grad_()]
+    single = [t.detach().float().requires_grad_() for t in exact]
+    wanted = exact[1] + functional.glu(exact[0], dim=0 if channels_first else 1)
+    got = gate_dropout(*single, 0.0, channels_first)
+    assert relative(got, wanted) <= 1e-6
+    for grad, expected in zip(
+        torch.autograd.grad(got, single, weight.float()), torch.autograd.grad(wanted, exact, weight), strict=True
+    ):
+        assert relative(grad, expected) <= 1e-6
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels_first", [True, False])
+@pytest.mark.parametrize("sizes", [(3, 7), (16, 128), (130, 33), (8, 40_000), (1, 1)])
+def test_standardize_against_its_definition(channels_first, sizes) -> None:
+    channels, positions = sizes
+    x = torch.randn(sizes if channels_first else sizes[::-1], dtype=torch.float64) * 3 + 20
+    dim = 1 if channels_first else 0
+    weight, exact = torch.randn_like(x), x.clone().requires_grad_()
+    mean, var = exact.mean(dim, keepdim=True), exact.var(dim, unbiased=False, keepdim=True)
+    wanted = (exact - mean) / torch.sqrt(var + 1e-5)
+    single = x.float().requires_grad_()
+    got, found_mean, found_var, count = standardize(single, channels_first, 1e-5)
+    assert count == positions
+    assert torch.allclose(found_mean.double(), mean.flatten(), rtol=1e-5)
+    assert torch.allclose(found_var.double(), var.flatten(), rtol=1e-4, atol=1e-6)
+    assert torch.allclose(got.double(), wanted, atol=2e-5)
+    (grad,) = torch.autograd.grad(got, single, weight.float())
+    (expected,) = torch.autograd.grad(wanted, exact, weight)
+    assert torch.allclose(grad.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("drop", [lambda x, p: gelu_dropout(x + 50, p) / 50, None], ids=["gelu", "gate"])
+def test_dropout_inside_kernels(drop) -> None:
+    """The asked share, independent of position, another choice each call, the same backwards, following the seed."""
+
+    def apply(x: torch.Tensor, p: float) -> torch.Tensor:
+        if drop is not None:
+            return drop(x, p)
+        return gate_dropout(torch.cat([x + 1, x + 100]), torch.zeros_like(x), p, channels_first=True)
+
+    x = torch.zeros(100, 10_000, requires_grad=True)
+    y = apply(x, 0.1)
+    kept = y.detach().flatten() != 0
+    assert torch.allclose(y.detach().flatten()[kept], torch.tensor(1 / 0.9), rtol=1e-3)
+    assert abs((~kept).double().mean().item() - 0.1) < 4 * math.sqrt(0.09 / 1e6)
+    for lag in (1, 2, 16, 100, 10_000):
+        both = (~kept[lag:] & ~kept[:-lag]).double().mean().item()
+        assert abs(both - 0.01) < 5 * math.sqrt(0.01 / 1e6)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(grad.flatten() != 0, kept)
+    torch.manual_seed(3)
+    first, second = apply(x, 0.1), apply(x, 0.1)
+    assert abs(((first == 0) & (second == 0)).double().mean().item() - 0.01) < 5 * math.sqrt(0.01 / 1e6)
+    torch.manual_seed(3)
+    assert torch.equal(apply(x, 0.1), first)
+
+
+@needs_kernels
+def test_kernels_can_be_forbidden() -> None:
+    x = torch.randn(100)
+    before = use_kernels(False)
+    try:
+        assert not kernels_run()
+        assert not Machine.of(x).kernels
+        assert torch.equal(gelu_dropout(x, 0.0), functional.gelu(x))
+        one, u = torch.ones(1, 1), torch.randn(1, 4, 1)
+        with pytest.raises(InvalidSystemError, match=r"compressm\[fast\]"):
+            diagonal_lti(one[0], one[0], one, one, one, one, u, form=Form.LANES)
+    finally:
+        use_kernels(before)
+
+
+def test_without_numba_all_works_in_plain_torch() -> None:
+    """In a process where numba cannot be imported."""
+    code = """
+import sys
+sys.modules["numba"] = None
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "numba" else find(name, *a)
+import torch
+from compressm.layers import ModelConfig, SequenceModel
+from compressm.ops import kernels_run
+model = SequenceModel(ModelConfig(width=4, order=6))
+model(torch.randn(20, 30, 1)).sum().backward()
+assert not kernels_run()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_dropout_of_everything_it_may_drop() -> None:
+    assert float((dropout(torch.ones(10_000), 0.99999) == 0).float().mean()) > 0.99
