@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compressm.errors import ConfigError, StaleModelError
 from compressm.layers import (
-    LRU,
+    S4D,
     LayerKind,
     ModelConfig,
     NormKind,
@@ -61,10 +61,10 @@ def error(streamer: Streamer, model: SequenceModel, x: Tensor) -> float:
     return float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1))
 
 
-class Plain(LRU):
-    """An LRU without the form that streaming prepares."""
+class Plain(S4D):
+    """A layer without the form that streaming prepares."""
 
-    def system(self) -> None:  # type: ignore[override]
+    def system(self) -> None:
         return None
 
 

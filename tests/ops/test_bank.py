@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compressm.errors import InvalidSystemError
-from compressm.layers.layout import channel_first
+from compressm.layers.layout import Layout
 from compressm.ops.bank import bank_lti, bank_reference, bank_response
 
 
@@ -29,7 +29,9 @@ def test_against_the_loop(batch, length, width, order) -> None:
     wanted = bank_reference(*parameters, u)
     feed = torch.randn(width, dtype=torch.float64)
     assert torch.allclose(bank_lti(*parameters, u), wanted, atol=1e-11)
-    assert torch.allclose(bank_lti(*parameters, channel_first(u), feedthrough=feed), wanted + feed * u, atol=1e-11)
+    assert torch.allclose(
+        bank_lti(*parameters, Layout.CHANNELS.arrange(u), feedthrough=feed), wanted + feed * u, atol=1e-11
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 9, 3), (2, 0, 3)])

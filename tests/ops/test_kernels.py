@@ -116,7 +116,7 @@ def test_gate_against_torch(channels_first, sizes) -> None:
 @pytest.mark.parametrize("channels_first", [True, False])
 @pytest.mark.parametrize("sizes", [(3, 7), (16, 128), (130, 33), (8, 40_000), (1, 1)])
 def test_standardize_against_its_definition(channels_first, sizes) -> None:
-    channels, positions = sizes
+    positions = sizes[1]
     x = torch.randn(sizes if channels_first else sizes[::-1], dtype=torch.float64) * 3 + 20
     dim = 1 if channels_first else 0
     weight, exact = torch.randn_like(x), x.clone().requires_grad_()

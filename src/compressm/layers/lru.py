@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compressm.errors import ConfigError
-from compressm.layers.base import SequenceLayer, check_size
-from compressm.layers.layout import Layout, layout_for
+from compressm.layers.base import check_size
+from compressm.layers.diagonal import DiagonalLayer
 from compressm.layers.systems import DiagonalSystem
-from compressm.ops import choose_form, diagonal_lti, diagonal_step
 from compressm.ops.precision import precise
 
 
-class LRU(SequenceLayer):
+class LRU(DiagonalLayer):
     """A diagonal complex recurrence with a real output (Orvieto et al. 2023, arXiv 2303.06349, eqs. 2, 6 and 7).
 
     x_k = lambda x_{k-1} + exp(gamma_log) (B_re + i B_im) u_k and y_k = Re((C_re + i C_im) x_k) + D u_k, with
@@ -58,44 +57,15 @@ class LRU(SequenceLayer):
         self.D = normal(1.0, width)
 
     @property
-    def width(self) -> int:
-        """The number H of inputs and outputs."""
-        return self.D.shape[0]
-
-    @property
     def order(self) -> int:
         """The number N of complex states."""
         return self.nu_log.shape[0]
 
-    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The output (batch, L, H) for the input u (batch, L, H) from a zero state.
-
-        Where `mask` (batch, L) is False the input counts as zero; outputs there mean nothing.
-        """
-        if mask is not None:
-            u = torch.where(mask[..., None], u, 0.0)
-        return diagonal_lti(*self._system(), u, feedthrough=self.D)
-
-    def layout(self, batch: int, length: int) -> Layout:
-        """That of the form in which the recurrence runs."""
-        return layout_for(choose_form(batch, length, self.width, self.width, self.order, self.training))
-
     def system(self) -> DiagonalSystem:
-        return DiagonalSystem(*self._system(), self.D)
-
-    def initial_state(self, batch: int) -> Tensor:
-        """The zero state (batch, N, 2): real and imaginary parts, in float32 or wider."""
-        dtype = torch.promote_types(self.nu_log.dtype, torch.float32)
-        return torch.zeros(batch, self.order, 2, dtype=dtype, device=self.nu_log.device)
-
-    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The output (batch, H) and the next state (batch, N, 2) for one input u (batch, H)."""
-        return diagonal_step(*self._system(), u, state, feedthrough=self.D)
-
-    def _system(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The layer as it acts, with gamma in B."""
         nu, theta = precise(self.nu_log).exp(), precise(self.theta_log).exp()
         gamma = self.gamma_log.exp()[:, None]
-        return nu, theta, gamma * self.B_re, gamma * self.B_im, self.C_re, self.C_im
+        return DiagonalSystem(nu, theta, gamma * self.B_re, gamma * self.B_im, self.C_re, self.C_im, self.D)
 
 
 def check_ring(layer: str, r_min: float, r_max: float, max_phase: float) -> None:

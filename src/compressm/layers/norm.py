@@ -63,7 +63,7 @@ class MaskedBatchNorm(SequenceNorm):
         if not self.training or x.numel() == 0:
             return self._evaluate(x)
         layout = layout_of(x)
-        if mask is None and layout is not None and usable(x):
+        if mask is None and layout is not None and usable(x.device, x.dtype):
             memory = layout.memory(x)
             rows = memory.flatten(1) if layout.channels_first else memory.flatten(0, 1)
             y, mean, var, count = standardize(rows, layout.channels_first, self.eps)

@@ -7,16 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from compressm.layers.base import SequenceLayer, check_size, member
+from compressm.layers.base import check_size, member
+from compressm.layers.diagonal import DiagonalLayer
 from compressm.layers.hippo import DiagonalInit, check_steps, initial_poles, log_uniform, normal_legs
-from compressm.layers.layout import Layout, layout_for
 from compressm.layers.systems import DiagonalSystem
-from compressm.ops import choose_form, diagonal_lti, diagonal_step
 from compressm.ops.precision import precise
 from compressm.ops.sampling import Sampled, Sampling, sample
 
 
-class S5(SequenceLayer):
+class S5(DiagonalLayer):
     """One diagonal system with H inputs and outputs, sampled with a step per state (arXiv 2208.04933, eqs. 5 to 7).
 
     x' = diag(s) x + B u with s = -exp(log_A_real) + i A_imag, sampled with the steps exp(log_step) by `discretization`
@@ -61,11 +60,6 @@ class S5(SequenceLayer):
         self.D = nn.Parameter(torch.randn(width, generator=generator))
 
     @property
-    def width(self) -> int:
-        """The number H of inputs and outputs."""
-        return self.D.shape[0]
-
-    @property
     def order(self) -> int:
         """The number N of complex states, each of which stands for a conjugate pair."""
         return self.A_imag.shape[0]
@@ -75,38 +69,14 @@ class S5(SequenceLayer):
         decay, step = precise(self.log_A_real).exp(), precise(self.log_step).exp()
         return sample(decay, self.A_imag, step, self.discretization)
 
-    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The output (batch, L, H) for the input u (batch, L, H) from a zero state.
-
-        Where `mask` (batch, L) is False the input counts as zero; outputs there mean nothing.
-        """
-        if mask is not None:
-            u = torch.where(mask[..., None], u, 0.0)
-        return diagonal_lti(*self._system(), u, feedthrough=self.D)
-
-    def layout(self, batch: int, length: int) -> Layout:
-        """That of the form in which the recurrence runs."""
-        return layout_for(choose_form(batch, length, self.width, self.width, self.order, self.training))
-
     def system(self) -> DiagonalSystem:
-        return DiagonalSystem(*self._system(), self.D)
-
-    def initial_state(self, batch: int) -> Tensor:
-        """The zero state (batch, N, 2): real and imaginary parts, in float32 or wider."""
-        dtype = torch.promote_types(self.A_imag.dtype, torch.float32)
-        return torch.zeros(batch, self.order, 2, dtype=dtype, device=self.A_imag.device)
-
-    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The output (batch, H) and the next state (batch, N, 2) for one input u (batch, H)."""
-        return diagonal_step(*self._system(), u, state, feedthrough=self.D)
-
-    def _system(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The layer as it acts, sampled, with the factor 2 of conjugate pairs in C."""
         nu, theta, gain_re, gain_im = self.sampled()
         dtype = torch.promote_types(self.B_re.dtype, torch.float32)
         gain_re, gain_im = gain_re.to(dtype)[:, None], gain_im.to(dtype)[:, None]
         b_re = gain_re * self.B_re - gain_im * self.B_im
         b_im = gain_re * self.B_im + gain_im * self.B_re
-        return nu, theta, b_re, b_im, 2 * self.C_re, 2 * self.C_im
+        return DiagonalSystem(nu, theta, b_re, b_im, 2 * self.C_re, 2 * self.C_im, self.D)
 
 
 def _unitary(order: int, generator: torch.Generator | None) -> Tensor:

@@ -32,7 +32,7 @@ def diagonal_chunked(
     """
     if u.shape[0] == 0 or u.shape[1] == 0:
         return u.sum() + u.new_zeros(u.shape[0], u.shape[1], c_re.shape[0])
-    order, compiled = nu.shape[0], usable(u)
+    order, compiled = nu.shape[0], usable(u.device, u.dtype)
     side = 0 if compiled else 1  # [re (N) | im (N)] in a row of states, or pairs re, im
     b = torch.stack([b_re, b_im], dim=side).reshape(2 * order, u.shape[2])
     c = torch.stack([c_re, -c_im], dim=1 + side).reshape(c_re.shape[0], 2 * order)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from compressm.errors import ConfigError
 from compressm.ops.chunked import block_length
-from compressm.ops.kernels import kernels_run, usable
+from compressm.ops.kernels import usable
 from compressm.ops.lanes import LANES
+from compressm.ops.precision import working_dtype
 
 
 class Form(Enum):
@@ -47,13 +48,13 @@ class Machine:
 
     @classmethod
     def of(cls, u: Tensor) -> Machine:
-        """For the input u, here and now."""
-        return cls(torch.get_num_threads(), usable(u), 8 if u.dtype == torch.float64 else 4)
+        """For the input u here and now; half precision is computed in float32."""
+        return cls(torch.get_num_threads(), usable(u.device, working_dtype(u)), working_dtype(u).itemsize)
 
     @classmethod
     def here(cls) -> Machine:
         """For float32 on this process's CPU."""
-        return cls(torch.get_num_threads(), kernels_run())
+        return cls(torch.get_num_threads(), usable(torch.device("cpu"), torch.float32))
 
 
 # Nanoseconds on one thread for one unit of each kind of work, without and with a backward pass, fitted to the times

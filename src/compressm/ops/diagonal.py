@@ -90,7 +90,7 @@ def diagonal_step(
 
 
 def _check_lanes(u: Tensor) -> None:
-    if not usable(u):
+    if not usable(u.device, u.dtype):
         raise InvalidSystemError(
             f"Form.LANES is for float32 on the CPU with compiled kernels; found {u.dtype} on {u.device}. Leave the "
             f"form to the library, or install the kernels: pip install compressm[fast]."

@@ -35,7 +35,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 def gelu_dropout(x: Tensor, p: float) -> Tensor:
     """dropout(x Phi(x)) with the normal distribution Phi (Hendrycks and Gimpel 2016, arXiv 1606.08415)."""
-    if not (usable(x) and x.is_contiguous()):
+    if not _usable(x):
         return dropout(functional.gelu(x), p)
     y: Tensor = _GeluDropout.apply(x, _draw(p))
     return y
@@ -43,7 +43,7 @@ def gelu_dropout(x: Tensor, p: float) -> Tensor:
 
 def gate_dropout(both: Tensor, skip: Tensor, p: float, channels_first: bool) -> Tensor:
     """skip + dropout(v * sigmoid(s)), (v, s) the halves of `both` along its first or its last dimension."""
-    if not (usable(both, skip) and both.is_contiguous() and skip.is_contiguous()):
+    if not (_usable(both) and _usable(skip)):
         return skip + dropout(functional.glu(both, dim=0 if channels_first else -1), p)
     width = _ROW if channels_first else skip.shape[-1]
     stride, offset = (_ROW, skip.numel()) if channels_first else (2 * width, width)
@@ -59,6 +59,10 @@ def standardize(x: Tensor, channels_first: bool, eps: float) -> tuple[Tensor, Te
     """
     y, mean, var = _Standardize.apply(x.contiguous(), channels_first, eps)
     return y, mean, var, x.new_tensor(x.numel() // max(len(mean), 1))
+
+
+def _usable(x: Tensor) -> bool:
+    return usable(x.device, x.dtype) and x.is_contiguous()
 
 
 def _shares(p: float) -> int:

@@ -131,7 +131,7 @@ class TorchRecurrence(Recurrence):
 
     def _complex(self, x: Tensor) -> Tensor:
         """(T * batch, 2 N) real as a (T, batch, N) complex view."""
-        return torch.view_as_complex(x.view(-1, self._batch, x.shape[1] // 2, 2))
+        return torch.view_as_complex(x.view(len(x) // self._batch, self._batch, x.shape[1] // 2, 2))
 
     def _join_forward(self, x: Tensor) -> None:
         for stride, power, _ in self._levels:

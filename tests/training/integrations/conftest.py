@@ -23,7 +23,7 @@ class Kit:
 
     @staticmethod
     def model(**changes: Any) -> SequenceModel:
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         config = {"inputs": 2, "outputs": 3, "width": 4, "order": 12, "blocks": 2, "dropout": 0.2} | changes
         return SequenceModel(ModelConfig(**config))
 

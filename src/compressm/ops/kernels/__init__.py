@@ -12,7 +12,6 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor
 
 _log = logging.getLogger(__name__)
 _VARIABLE = "COMPRESSM_KERNELS"
@@ -35,9 +34,9 @@ def kernels_run() -> bool:
     return _wanted and _available()
 
 
-def usable(*tensors: Tensor) -> bool:
-    """Whether kernels run on these tensors."""
-    plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+def usable(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether kernels run on tensors of this kind."""
+    plain = device.type == "cpu" and dtype == torch.float32
     return plain and not torch.compiler.is_compiling() and kernels_run()
 
 
