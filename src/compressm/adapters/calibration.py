@@ -145,7 +145,7 @@ class Calibration:
         waiting: list[tuple[Tensor, Tensor | None]] = []
         room = self._room(self._captures.get(name, Capture()).inputs, u)
         if room > 0:
-            waiting.append((u[:room].clone(), mask))
+            waiting.append((_copy(u[:room]), mask))
         scale = self._grad_scale
 
         def hook(gradient: Tensor) -> None:
@@ -170,7 +170,12 @@ class Calibration:
     def _keep(self, kept: list[tuple[Tensor, Tensor | None]], values: Tensor, mask: Tensor | None) -> None:
         room = self._room(kept, values)
         if room > 0 and bool(torch.isfinite(values[:room]).all()):
-            kept.append((values[:room].clone(), None if mask is None else mask[:room].detach().clone()))
+            kept.append((_copy(values[:room]), None if mask is None else mask[:room].detach().clone()))
+
+
+def _copy(x: Tensor) -> Tensor:
+    """x in row order, as a checkpoint gives it back: sums over it are then equal to the last bit."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _first_names(layers: Sequence[LayerRef]) -> dict[str, str]:
