@@ -38,9 +38,10 @@ from compressm.linalg.hankel import hankel_spectrum
 from compressm.linalg.norms import difference, h2_norm, hinf_estimate
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import FixedFraction, OrderChoice
-from compressm.reduction.reduce import Limits, Weighting, reduce_diagonal
+from compressm.reduction.reduce import reduce_diagonal
 from compressm.reduction.reducers import BalancedTruncation
 from compressm.reduction.result import GramianSource, Reduction
+from compressm.reduction.weighting import Limits, Weighting
 from compressm.settings import CompressionSettings
 
 SETTINGS = CompressionSettings(

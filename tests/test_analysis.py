@@ -20,10 +20,10 @@ from compressm.layers.lru import LRU
 from compressm.linalg.forms import Frame
 from compressm.linalg.hankel import hankel_singular_values
 from compressm.reduction.criteria import FixedOrder, HankelEnergy
-from compressm.reduction.reduce import Limits
 from compressm.reduction.reducers import SingularPerturbation
 from compressm.reduction.result import GramianSource
 from compressm.reduction.selection import ModalTruncation
+from compressm.reduction.weighting import Limits
 from compressm.settings import Balancing, CompressionSettings
 
 WHITE, DATA, LOSS = GramianSource.WHITE, GramianSource.DATA, GramianSource.LOSS

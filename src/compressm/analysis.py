@@ -21,22 +21,19 @@ from compressm.linalg.hankel import hankel_spectrum
 from compressm.linalg.norms import error_bound
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import Budget, OrderChoice, Spectrum, significant_values
-from compressm.reduction.reduce import (
-    Refusal,
-    Weighting,
-    reduce_by_selection,
-    reduce_dense,
-    reduce_diagonal,
-    require_feedthrough,
-)
+from compressm.reduction.reduce import reduce_dense, reduce_diagonal, require_feedthrough
 from compressm.reduction.result import GramianSource, Reduction
-from compressm.reduction.selection import ModalTruncation, modal_scores
-from compressm.settings import CompressionSettings
+from compressm.reduction.selection import ModalTruncation, modal_scores, reduce_by_selection
+from compressm.reduction.weighting import Refusal, Weighting
+from compressm.settings import BatchOrder, CompressionSettings
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of one layer: the Hankel singular values that decided, the choice, and the reduction if any."""
+    """What became of one layer: the Hankel singular values that decided, the choice, and the reduction if any.
+
+    `values` are `(*h, k)` for a bank of systems.
+    """
 
     values: Tensor
     weighting: Weighting | None
@@ -99,6 +96,8 @@ class LayerAnalysis:
         return replace(first, fallbacks=(*fallbacks, "not cut"))
 
     def _spectrum(self, values: Tensor) -> Spectrum:
+        if self.settings.batch_order is BatchOrder.POOLED and values.ndim > 1:
+            values = values.flatten(0, -2).mean(0)
         return Spectrum(values, self.system.order, self.per_slot, self.budget)
 
     def _reduce(self, weighting: Weighting, choice: OrderChoice) -> Reduction | Refusal:
@@ -119,7 +118,8 @@ class LayerAnalysis:
         choice = self.settings.order_policy().choose(self._spectrum(values))
         if choice is None or not reduce:
             return Decision(values, None, choice, None, ())
-        reduction = reduce_by_selection(self.system, reducer.kept_states(self.system, max(choice.slots, 1)))
+        rules = self.ref.adapter.selection(self.ref.module)
+        reduction = reduce_by_selection(self.system, reducer.kept_states(self.system, max(choice.slots, 1), rules))
         return Decision(values, None, choice, reduction, ())
 
     def _weightings(self, fallbacks: list[str]) -> Iterator[Weighting]:
@@ -199,7 +199,7 @@ def verify_realization(ref: LayerRef, system: StateSpace, length: int = 8) -> No
     """Raise AdapterError unless the layer's forward pass is the system that was read, on a short random input."""
     like = reference_tensor(ref.module)
     generator = torch.Generator().manual_seed(0)
-    u = torch.randn(2, length, system.inputs, generator=generator, dtype=torch.float64)
+    u = torch.randn(2, length, system.input_features, generator=generator, dtype=torch.float64)
     with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
         try:
             found = ref.adapter.response(ref.module, u.to(like.device, like.dtype)).double().cpu()
@@ -223,11 +223,16 @@ def verify_realization(ref: LayerRef, system: StateSpace, length: int = 8) -> No
         )
 
 
-def significant_tail(values: Tensor, states: int) -> tuple[float, float]:
-    """The discarded fraction of the sum of the values beyond `states`, and the bound 2 * tail."""
+def significant_tail(values: Tensor, states: Tensor | int) -> tuple[float, float]:
+    """The discarded fraction of the sum of the values beyond `states`, and the bound 2 * tail.
+
+    For a bank, `values` `(*h, k)` and `states` `(*h,)` or one number: the fraction of the sum over all systems, and the
+    largest bound of any, which is the bound of the bank.
+    """
     kept = significant_values(values)
+    beyond = torch.arange(values.shape[-1]) >= torch.as_tensor(states).unsqueeze(-1)
     total = float(kept.sum())
-    return (float(kept[states:].sum()) / total if total > 0 else 0.0), error_bound(values, states)
+    return (float((kept * beyond).sum()) / total if total > 0 else 0.0), error_bound(values, states)
 
 
 def _describe(weighting: Weighting) -> str:

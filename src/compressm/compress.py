@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressm.adapters.calibration import Calibration
@@ -22,8 +22,15 @@ from compressm.errors import SurgeryError, TiedParametersError, UnstableSystemEr
 from compressm.linalg.norms import difference, h2_norm, hinf_estimate, hinf_norm
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import Budget
-from compressm.reduction.report import CompressionReport, LayerPlan, LayerReport, ReductionPlan
-from compressm.reduction.result import GramianSource
+from compressm.reduction.report import (
+    BankSpectrum,
+    CompressionReport,
+    LayerPlan,
+    LayerReport,
+    ReductionPlan,
+    mean_spectrum,
+)
+from compressm.reduction.result import GramianSource, Reduction
 from compressm.settings import CompressionSettings
 from compressm.surgery.operation import operate
 from compressm.surgery.wrappers import require_plain
@@ -206,12 +213,13 @@ def _plan_of(analysis: LayerAnalysis, decision: Decision) -> LayerPlan:
         planned_order=order if choice is None else min(choice.slots, -(-choice.states // analysis.per_slot) or 1),
         planned_states=states,
         states_per_slot=analysis.per_slot,
-        hankel_singular_values=tuple(decision.values.tolist()),
+        hankel_singular_values=mean_spectrum(decision.values),
         discarded=discarded,
         bound=bound if _bounded(decision, analysis.settings) else None,
         controllability=_sources(decision)[0],
         observability=_sources(decision)[1],
         reason=None if choice is not None else "; ".join(decision.fallbacks) or "the criterion wants no smaller order",
+        bank=BankSpectrum.of(decision.values),
     )
 
 
@@ -223,8 +231,9 @@ def _report_of(cut: _Cut, settings: CompressionSettings) -> LayerReport:
     stored = full
     if reduction is not None and cut.update is not None:
         stored = _check_stored(analysis.ref, full, cut.update)
-    states = full.order * analysis.per_slot if reduction is None else _states(analysis, decision)
+    states = full.order * analysis.per_slot if reduction is None else _states(analysis, reduction)
     discarded, bound = significant_tail(decision.values, states)
+    kept = None if reduction is None else reduction.states
     errors = _errors(full, stored, settings.exact_norms) if reduction is not None else _Errors(0.0, None, 0.0, None)
     return LayerReport(
         name=name,
@@ -232,7 +241,7 @@ def _report_of(cut: _Cut, settings: CompressionSettings) -> LayerReport:
         order_before=full.order,
         order_after=stored.order,
         real_order=reduction.real_order if reduction is not None else full.order * (2 if full.is_complex else 1),
-        hankel_singular_values=tuple(decision.values.tolist()),
+        hankel_singular_values=mean_spectrum(decision.values),
         discarded=discarded,
         bound=bound if _bounded(decision, settings) else None,
         hinf_error=errors.hinf,
@@ -246,14 +255,15 @@ def _report_of(cut: _Cut, settings: CompressionSettings) -> LayerReport:
         conditioning=reduction.conditioning if reduction is not None else 1.0,
         fallbacks=decision.fallbacks,
         seconds=cut.seconds + time.perf_counter() - begun,
+        bank=BankSpectrum.of(decision.values, kept),
     )
 
 
-def _states(analysis: LayerAnalysis, decision: Decision) -> int:
-    reduction = decision.reduction
-    if reduction is None or analysis.per_slot == 1:
-        return analysis.system.order if reduction is None else reduction.order
-    return reduction.real_order
+def _states(analysis: LayerAnalysis, reduction: Reduction) -> Tensor | int:
+    """How many balanced states (or kept states, for a selection) each system has after a cut."""
+    if reduction.states is not None:
+        return reduction.states
+    return reduction.order if analysis.per_slot == 1 else reduction.real_order
 
 
 def _check_stored(ref: LayerRef, full: StateSpace, update: LayerUpdate) -> StateSpace:

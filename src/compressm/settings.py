@@ -8,10 +8,10 @@ from enum import Enum
 from compressm.errors import ConfigError
 from compressm.linalg.forms import Frame
 from compressm.reduction.criteria import Criterion, HankelEnergy, OrderPolicy
-from compressm.reduction.reduce import Limits
 from compressm.reduction.reducers import BalancedTruncation, Reducer
 from compressm.reduction.result import GramianSource
 from compressm.reduction.selection import ModalTruncation
+from compressm.reduction.weighting import Limits
 from compressm.surgery.policy import StatePolicy
 
 
@@ -27,12 +27,20 @@ class Balancing(Enum):
         return Frame.REAL if self is Balancing.REAL else Frame.COMPLEX
 
 
+class BatchOrder(Enum):
+    """How the one order of a bank of systems (one for each channel of a layer) is chosen."""
+
+    MAX = "max"  # the largest order that any of its systems wants
+    POOLED = "pooled"  # the order that the mean of the systems' Hankel singular values wants
+
+
 @dataclass(frozen=True)
 class CompressionSettings:
     """How a layer is analysed and cut.
 
     * `criterion` chooses the order from the Hankel singular values; `multiple`, `minimum_gain` and `floor` are the
       limits around it (see `OrderPolicy`).
+    * `batch_order`: how the systems of a bank, such as S4D's, agree on one order (see `BatchOrder`).
     * `balancing`: the real system behind y = Re(C x) (default), or the complex one as in the paper.
     * `controllability`: WHITE, or DATA from captured inputs. `observability`: WHITE, or LOSS from captured gradients of
       the loss. Where nothing was captured both are WHITE, and the report says so.
@@ -47,6 +55,7 @@ class CompressionSettings:
     multiple: int = 1
     minimum_gain: float = 0.0
     floor: int = 1
+    batch_order: BatchOrder = BatchOrder.MAX
     balancing: Balancing = Balancing.REAL
     controllability: GramianSource = GramianSource.DATA
     observability: GramianSource = GramianSource.LOSS
@@ -79,6 +88,7 @@ class CompressionSettings:
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "criterion": Criterion,
+    "batch_order": BatchOrder,
     "balancing": Balancing,
     "controllability": GramianSource,
     "observability": GramianSource,

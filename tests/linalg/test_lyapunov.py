@@ -99,20 +99,24 @@ def test_cascade_of_a_batch_equals_a_loop() -> None:
 def test_cholesky_is_used_only_where_it_determines_all_digits() -> None:
     a, g = poles(6), complex_normal(6, 6)
     sound = closed(a, g)
-    factor = cholesky_factor(sound)
-    assert factor is not None
+    factor, accepted = cholesky_factor(sound)
+    assert bool(accepted)
     assert relative_error(factor, sound) < 1e-14
     scale = torch.logspace(-8, 8, 6, dtype=torch.float64)
-    scaled = cholesky_factor(sound * scale[:, None] * scale)
-    assert scaled is not None  # the scale of the states is no reason to refuse
+    scaled, accepted = cholesky_factor(sound * scale[:, None] * scale)
+    assert bool(accepted)  # the scale of the states is no reason to refuse
     assert relative_error(scaled, sound * scale[:, None] * scale) < 1e-14
     nearly = a.clone()
     nearly[1] = nearly[0] + 1e-6
     single = complex_normal(6, 1)
-    assert cholesky_factor(closed(nearly, single)) is None
+    assert not bool(cholesky_factor(closed(nearly, single))[1])
     g[0] = 0
-    assert cholesky_factor(closed(a, g)) is None
-    assert cholesky_factor(torch.full((2, 2), float("nan"), dtype=torch.float64)) is None
+    assert not bool(cholesky_factor(closed(a, g))[1])
+    assert not bool(cholesky_factor(torch.full((2, 2), float("nan"), dtype=torch.float64))[1])
+    mixed = torch.stack([sound, closed(a, g), sound])  # each matrix of a batch is judged by itself
+    factors, accepted = cholesky_factor(mixed)
+    assert accepted.tolist() == [True, False, True]
+    assert torch.equal(factors[0], factor)
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (3, 2)])

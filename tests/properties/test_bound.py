@@ -15,9 +15,10 @@ from compressm.linalg.hankel import hankel_spectrum
 from compressm.linalg.norms import difference, error_bound, hinf_norm
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import OrderChoice
-from compressm.reduction.reduce import Limits, Weighting, reduce_diagonal
+from compressm.reduction.reduce import reduce_diagonal
 from compressm.reduction.reducers import BalancedTruncation, Reducer, SingularPerturbation
 from compressm.reduction.result import GramianSource, Reduction
+from compressm.reduction.weighting import Limits, Weighting
 from compressm.testing.strategies import dense_systems, diagonal_systems
 
 # Round-off, relative to the larger of the gain and the weights |Lp_i| |Lq_i| of the states

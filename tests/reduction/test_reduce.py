@@ -17,15 +17,13 @@ from compressm.linalg.norms import difference, error_bound, h2_norm, hinf_norm
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import OrderChoice
 from compressm.reduction.reduce import (
-    Limits,
-    Refusal,
-    Weighting,
     reduce_dense,
     reduce_diagonal,
     require_feedthrough,
 )
 from compressm.reduction.reducers import BalancedTruncation, Projected, Reducer, SingularPerturbation
 from compressm.reduction.result import GramianSource, Reduction
+from compressm.reduction.weighting import Limits, Refusal, Weighting
 from compressm.testing.systems import Defect, PoleKind, Recipe, build_dense, build_diagonal, ring_system
 
 WHITE, DATA, LOSS = GramianSource.WHITE, GramianSource.DATA, GramianSource.LOSS

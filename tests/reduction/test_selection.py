@@ -7,9 +7,8 @@ import torch
 
 from compressm.linalg.norms import h2_norm, hinf_norm
 from compressm.linalg.statespace import StateSpace
-from compressm.reduction.reduce import reduce_by_selection
 from compressm.reduction.reducers import Keep
-from compressm.reduction.selection import ModalScore, ModalTruncation, modal_scores, select_states
+from compressm.reduction.selection import ModalScore, ModalTruncation, modal_scores, reduce_by_selection, select_states
 from compressm.testing.systems import PoleKind, Recipe, build_diagonal, ring_system
 
 

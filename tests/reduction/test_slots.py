@@ -12,9 +12,10 @@ from compressm.linalg.hankel import hankel_spectrum
 from compressm.linalg.norms import difference, hinf_norm
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import OrderChoice
-from compressm.reduction.reduce import Limits, Weighting, reduce_diagonal
+from compressm.reduction.reduce import reduce_diagonal
 from compressm.reduction.reducers import BalancedTruncation
 from compressm.reduction.result import ConjugateLinear, GramianSource, Reduction
+from compressm.reduction.weighting import Limits, Weighting
 from compressm.testing.systems import Defect, PoleKind, Recipe, build_diagonal, ring_system
 
 MIXED = (PoleKind.RING, PoleKind.POSITIVE, PoleKind.SLOW, PoleKind.NEGATIVE, PoleKind.RING, PoleKind.FAST)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compressm.adapters.update import LayerUpdate
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.result import Reduction
+from compressm.reduction.selection import SelectionRules
 
 
 class Form(Enum):
@@ -23,6 +24,14 @@ class Form(Enum):
 
 class StateSpaceAdapter(ABC):
     """How one kind of layer is read as a linear system and how a reduced system is written back.
+
+    A layer with one system for each of its H channels (S4D, DSS, LSSL) is read as a bank: a `StateSpace` with the batch
+    shape `(H,)`, say a `(H, n)`, b `(H, n, 1)`, c `(H, 1, n)`. All channels have one order after a cut; the Reduction
+    that `write` gets has the batch dimension in its system, maps and keep-sets, and a channel that needed fewer
+    states has idle ones (c = 0). Inputs are `(batch, L, H m)` and outputs `(batch, L, H p)`, channel by channel (see
+    `StateSpace`); a layer that has them otherwise arranges them in `inputs`, `arranged` and `response`. Where poles
+    are stored once for all channels, no channel can have poles of its own: declare `Form.SELECTION` and
+    `SelectionRules(shared=True)`.
 
     An adapter obeys eight laws, which `compressm.testing.check_adapter` runs:
 
@@ -52,7 +61,7 @@ class StateSpaceAdapter(ABC):
     def inputs(
         self, layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> tuple[Tensor, Tensor | None]:
-        """The input `(batch, L, m)` and mask `(batch, L)` (True where data is) of one forward call."""
+        """The input `(batch, L, m)` (a bank's `(batch, L, H m)`) and mask `(batch, L)`, True for data, of a call."""
         mask = kwargs.get("mask", args[1] if len(args) > 1 else None)
         u = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(u, Tensor):
@@ -60,7 +69,7 @@ class StateSpaceAdapter(ABC):
         return u, mask if isinstance(mask, Tensor) else None
 
     def output(self, layer: nn.Module, result: object) -> Tensor:
-        """The output `(batch, L, p)` among what one forward call returned."""
+        """The output among what one forward call returned, as the layer has it: gradients are captured at it."""
         value = result[0] if isinstance(result, tuple) else result
         if not isinstance(value, Tensor):
             raise TypeError(
@@ -68,9 +77,20 @@ class StateSpaceAdapter(ABC):
             )
         return value
 
+    def arranged(self, layer: nn.Module, value: Tensor) -> Tensor:
+        """What `output` gives, or a gradient at it, brought to `(batch, L, p)` or a bank's `(batch, L, H p)`."""
+        return value
+
     def response(self, layer: nn.Module, u: Tensor) -> Tensor:
-        """The layer's own output for the input `u` `(batch, L, m)`, without hooks; used to verify what `read` gives."""
-        return self.output(layer, type(layer).forward(layer, u))
+        """The layer's own output, arranged, for the input `u` `(batch, L, m)`; used to verify what `read` gives.
+
+        Runs no hooks. A layer whose input has another arrangement overrides it.
+        """
+        return self.arranged(layer, self.output(layer, type(layer).forward(layer, u)))
+
+    def selection(self, layer: nn.Module) -> SelectionRules:
+        """What a choice of states of a layer with `Form.SELECTION` has to keep to."""
+        return SelectionRules()
 
     def prepare(self, layer: nn.Module, order: int) -> Mapping[str, object]:
         """Attributes (other than resized tensors) that a layer of this order carries; for checkpoints."""

@@ -130,18 +130,18 @@ class Calibration:
                 return
             u, mask = ref.adapter.inputs(module, args, kwargs)
             u, y = u.detach(), ref.adapter.output(module, result)  # without a graph: checkpointing counts what is saved
-            if u.ndim != 3 or y.ndim != 3:
+            if u.ndim != 3 or ref.adapter.arranged(module, y.detach()).ndim != 3:
                 _logger.warning("%s: a pass with an input of shape %s was not captured", ref.name, tuple(u.shape))
                 return
             repeated = torch._C._current_graph_task_id() != -1  # inside backward: checkpointing runs the pass again
             if self._capture_gradients and y.requires_grad:
-                y.register_hook(self._gradient_hook(name, u, mask))
+                y.register_hook(self._gradient_hook(name, ref, u, mask))
             elif not repeated and (torch.is_grad_enabled() or not self._capture_gradients):
                 self._keep(self._of(name).inputs, u, mask)
 
         return hook
 
-    def _gradient_hook(self, name: str, u: Tensor, mask: Tensor | None) -> Callable[[Tensor], None]:
+    def _gradient_hook(self, name: str, ref: LayerRef, u: Tensor, mask: Tensor | None) -> Callable[[Tensor], None]:
         waiting: list[tuple[Tensor, Tensor | None]] = []
         room = self._room(self._captures.get(name, Capture()).inputs, u)
         if room > 0:
@@ -151,11 +151,12 @@ class Calibration:
         def hook(gradient: Tensor) -> None:
             if not self.started:
                 return
+            gradient = ref.adapter.arranged(ref.module, gradient.detach())
             captured = self._of(name)
             while waiting:  # the pass counts once, however often it is run backward
                 self._keep(captured.inputs, *waiting.pop())
             if self._room(captured.gradients, gradient) > 0:
-                gradient = gradient.detach().float()
+                gradient = gradient.float()
                 self._keep(captured.gradients, gradient if scale is None else gradient / scale(), mask)
 
         return hook

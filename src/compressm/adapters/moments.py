@@ -15,16 +15,19 @@ from compressm.linalg.gramians import dual
 from compressm.linalg.statespace import StateSpace
 
 _MAX_SAMPLES = 16_000  # positions whose outer products are averaged, evenly spread over time
-_CHUNK = 32  # time steps whose states are held at once
+_CHUNK = 32  # time steps whose states are held at once, at most
+_BLOCK = 2**23  # numbers in the states held at once, unless one step has more
 
 
 def controllability_moments(system: StateSpace, capture: Capture, frame: Frame) -> Tensor | None:
-    """The mean over data and time of x x* for the layer's own inputs; None without captured inputs.
+    """The mean over data and time of x x* `(*h, n, n)` for the layer's own inputs; None without captured inputs, or
+    where those of a system of a bank all vanish.
 
     In `Frame.REAL` of a complex system, of xi xi^T with xi = [Re x; Im x], which holds both E[x x*] and E[x x^T].
     Not centred; padded positions are left out.
     """
-    return _mean_outer_products(system, ((u, mask) for u, mask in capture.inputs), capture.tokens(), frame)
+    moments = _mean_outer_products(system, ((u, mask) for u, mask in capture.inputs), capture.tokens(), frame)
+    return moments if moments is None or moments.ndim == 2 or _seen(moments) else None
 
 
 def observability_moments(system: StateSpace, capture: Capture, frame: Frame) -> Tensor | None:
@@ -32,11 +35,15 @@ def observability_moments(system: StateSpace, capture: Capture, frame: Frame) ->
 
     This is the observability Gramian that weights the outputs by what the loss sees of them (a Gauss-Newton matrix from
     the gradients of training itself). Padded positions are left out. None without captured gradients, or where they
-    all vanish.
+    all vanish at a system.
     """
     passes = ((g.flip(1), None if mask is None else mask.flip(1)) for g, mask in capture.gradients)
     moments = _mean_outer_products(dual(system), passes, capture.gradient_tokens(), frame)
-    return moments if moments is not None and bool((moments.diagonal() != 0).any()) else None
+    return moments if moments is not None and _seen(moments) else None
+
+
+def _seen(moments: Tensor) -> bool:
+    return bool((moments.diagonal(dim1=-2, dim2=-1) != 0).any(-1).all())
 
 
 def output_change(system: StateSpace, reduced: StateSpace, capture: Capture, sequences: int = 16) -> float | None:
@@ -72,7 +79,7 @@ def _mean_outer_products(
             x = _coordinates(states, frame)
             if weights is not None:
                 x = x * weights.to(x.dtype).unsqueeze(-1)
-            count += float(x.shape[0] if weights is None else weights.sum())
+            count += float(x.shape[-2] if weights is None else weights.sum())
             outer = (x.mT @ x.conj()).to(torch.complex128 if x.is_complex() else torch.float64)
             total = outer if total is None else total + outer
     if total is None or count == 0:
@@ -83,23 +90,30 @@ def _mean_outer_products(
 def _state_chunks(
     system: StateSpace, u: Tensor, mask: Tensor | None, stride: int
 ) -> Iterable[tuple[Tensor, Tensor | None]]:
-    """The states `(samples, n)` at every `stride`-th step, a chunk of time at a time, with 0/1 weights."""
+    """The states `(*h, samples, n)` at every `stride`-th step, a chunk of time at a time, with 0/1 weights."""
     device = u.device if u.device.type == "cuda" else torch.device("cpu")
     single = torch.complex64 if system.is_complex else torch.float32
     a, b = system.a.to(device, single), system.b.to(device, single)
     u, mask = u.to(device), None if mask is None else mask.to(device).bool()
     batch, length, _ = u.shape
-    x = torch.zeros(batch, system.order, dtype=single, device=device)
-    for start in range(0, length, _CHUNK):
-        drive = (u[:, start : start + _CHUNK].transpose(0, 1).to(single)) @ b.mT  # (T, batch, n)
+    h, dims = system.batch_shape, len(system.batch_shape)
+    u = u.reshape(batch, length, *h, system.inputs).movedim((0, 1), (dims + 1, dims))  # (*h, L, batch, m)
+    if system.is_diagonal:
+        a = a.unsqueeze(-2)
+    x = torch.zeros(*h, batch, system.order, dtype=single, device=device)
+    steps = max(1, min(_CHUNK, _BLOCK // max(1, x.numel())))
+    for start in range(0, length, steps):
+        part = u[..., start : start + steps, :, :].to(single)
+        drive = (part.flatten(-3, -2) @ b.mT).unflatten(-2, part.shape[-3:-1])  # (*h, T, batch, n)
         kept = []
-        for k in range(drive.shape[0]):
-            x = torch.addcmul(drive[k], x, a) if system.is_diagonal else torch.addmm(drive[k], x, a.mT)
+        for k in range(drive.shape[-3]):
+            forced = drive[..., k, :, :]
+            x = torch.addcmul(forced, x, a) if system.is_diagonal else forced + x @ a.mT
             if (start + k) % stride == 0:
                 kept.append((start + k, x))
         if kept:
             weights = None if mask is None else torch.cat([mask[:, k] for k, _ in kept])
-            yield torch.cat([state for _, state in kept]), weights
+            yield torch.cat([state for _, state in kept], -2), weights
 
 
 def _without_padding(values: Tensor, mask: Tensor | None) -> Tensor:

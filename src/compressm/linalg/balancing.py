@@ -44,18 +44,23 @@ class Projection:
         )
 
 
-def numerical_rank(values: Tensor, method: BalancingMethod = BalancingMethod.SQUARE_ROOT) -> int:
-    """The most states that a projection can keep (the least over a batch).
+def numerical_ranks(values: Tensor, method: BalancingMethod = BalancingMethod.SQUARE_ROOT) -> Tensor:
+    """The most states `(*h,)` that a projection can keep of each system with Hankel singular values `(*h, k)`.
 
     Square-root: the number of Hankel singular values above n * eps * sigma_1. Balancing-free: those above
     sqrt(eps) * sigma_1, for an orthonormal basis mixes strong states with weak ones, and round-off of the order of
     eps * sigma_1 / sigma_r in every state is then the error.
     """
     if values.numel() == 0:
-        return 0
+        return torch.zeros(values.shape[:-1], dtype=torch.long)
     eps = torch.finfo(values.dtype).eps
     floor = values.shape[-1] * eps if method is BalancingMethod.SQUARE_ROOT else eps**0.5
-    return int((values > floor * values.amax(-1, keepdim=True)).sum(-1).min())
+    return (values > floor * values.amax(-1, keepdim=True)).sum(-1)
+
+
+def numerical_rank(values: Tensor, method: BalancingMethod = BalancingMethod.SQUARE_ROOT) -> int:
+    """The most states that a projection can keep in every system of a batch: the least of `numerical_ranks`."""
+    return int(numerical_ranks(values, method).min()) if values.numel() else 0
 
 
 def balancing_projection(
@@ -64,20 +69,25 @@ def balancing_projection(
     keep: Tensor,
     method: BalancingMethod = BalancingMethod.SQUARE_ROOT,
 ) -> Projection:
-    """The projection onto the balanced states `keep` (indices into the Hankel singular values).
+    """The projection onto the balanced states `keep`, indices `(r,)` or `(*h, r)` into the Hankel singular values.
 
     Square-root: V = Lp R S^{-1/2}, W = Lq U S^{-1/2} with Lq* Lp = U S R* (Tombs and Postlethwaite 1987).
     Balancing-free: orthonormal bases of the same spaces, V = orth(Lp R), W = orth(Lq U), W <- W (V* W)^{-1}
     (Varga 1991).
     The values kept must be positive (see `numerical_rank`).
     """
-    values = spectrum.values[..., keep]
+    values = _columns(spectrum.values.unsqueeze(-2), keep).squeeze(-2)
     if bool((values <= 0).any()):
         raise InvalidSystemError("A balanced state with the Hankel singular value 0 cannot be kept; lower the order.")
-    v = factors.controllability @ spectrum.right[..., keep].to(factors.controllability.dtype)
-    w = factors.observability @ spectrum.left[..., keep].to(factors.observability.dtype)
+    v = factors.controllability @ _columns(spectrum.right, keep).to(factors.controllability.dtype)
+    w = factors.observability @ _columns(spectrum.left, keep).to(factors.observability.dtype)
     if method is BalancingMethod.SQUARE_ROOT:
         scale = values.rsqrt().unsqueeze(-2)
         return Projection(v * scale, w * scale)
     v, w = torch.linalg.qr(v).Q, torch.linalg.qr(w).Q
     return Projection(v, torch.linalg.solve((v.mH @ w).mT, w.mT).mT)
+
+
+def _columns(matrix: Tensor, keep: Tensor) -> Tensor:
+    """Columns of `(*h, k, l)`: the same of each matrix `(r,)`, or of each its own `(*h, r)`."""
+    return matrix[..., keep] if keep.ndim == 1 else torch.take_along_dim(matrix, keep.unsqueeze(-2), -1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compressm.errors import InvalidSystemError
 from compressm.linalg.forms import Frame, in_frame, mirrored
+from compressm.linalg.kautz import kautz_factor, takenaka_factor
 from compressm.linalg.lyapunov import (
     cascade_factor,
     cayley,
@@ -28,6 +29,10 @@ class GramianFactors:
     controllability: Tensor
     observability: Tensor
     frame: Frame
+
+    def __getitem__(self, index: Tensor) -> GramianFactors:
+        """The factors of some systems of a bank."""
+        return replace(self, controllability=self.controllability[index], observability=self.observability[index])
 
 
 def gramian_factors(system: StateSpace, frame: Frame = Frame.REAL, horizon: int | None = None) -> GramianFactors:
@@ -95,6 +100,8 @@ def _factor(system: StateSpace, frame: Frame, horizon: int | None) -> Tensor:
         dense = in_frame(system, frame)
         a, b = (dense.a, dense.b) if dense.is_discrete else cayley(dense.a, dense.b)
         return stein_factor(a, b, horizon)
+    if system.inputs == 1 and horizon is None and system.is_discrete:
+        return _single_input_factor(system, real)
     system = mirrored(system) if real else system
     a, b, log_a = system.a, system.b, system.log_a
     if horizon is not None:
@@ -117,6 +124,15 @@ def moment_factor(moments: Tensor) -> Tensor:
     return weights.unsqueeze(-1) * vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
 
 
+def _single_input_factor(system: StateSpace, real: bool) -> Tensor:
+    b = system.b[..., 0]
+    if not real:
+        return takenaka_factor(system.a, b, system.log_a)
+    a = system.a if system.a.is_complex() else torch.complex(system.a, torch.zeros_like(system.a))
+    factor = kautz_factor(a, b.to(a.dtype), system.log_a)
+    return torch.cat([factor.real, factor.imag], -2)
+
+
 def _diagonal_factor(a: Tensor, b: Tensor, log_a: Tensor | None, gaps: Tensor, real: bool) -> Tensor:
     n = a.shape[-1]
     if real:  # try the real Gramian in [Re x; Im x] first: half the memory, a quarter of the work
@@ -125,13 +141,18 @@ def _diagonal_factor(a: Tensor, b: Tensor, log_a: Tensor | None, gaps: Tensor, r
         cross = (mirrored - plain).imag / 2
         upper = torch.cat([(plain + mirrored).real / 2, cross], -1)
         lower = torch.cat([cross.mT, (plain - mirrored).real / 2], -1)
-        factor = cholesky_factor(torch.cat([upper, lower], -2))
+        factor, sound = cholesky_factor(torch.cat([upper, lower], -2))
     else:
-        factor = cholesky_factor((b @ b.mH) / gaps)
-    if factor is not None:
+        factor, sound = cholesky_factor((b @ b.mH) / gaps)
+    if bool(sound.all()):
         return factor
-    factor = cascade_factor(gaps, pole_differences(a, log_a), b)
-    return _real_factor(factor) if real else factor
+    differences = pole_differences(a, log_a)
+    if not bool(sound.any()):
+        slow = cascade_factor(gaps, differences, b)
+        return _real_factor(slow) if real else slow
+    slow = cascade_factor(gaps[~sound], differences[~sound], b[~sound])
+    slow = _real_factor(slow) if real else slow
+    return torch.index_put(factor.to(slow.dtype), (~sound,), slow)
 
 
 def _real_factor(doubled: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from compressm.errors import InvalidSystemError
 from compressm.linalg.forms import Frame
 from compressm.linalg.gramians import GramianFactors, gramian_factors
+from compressm.linalg.parallel import decompose
 from compressm.linalg.statespace import StateSpace
 
 
@@ -25,6 +27,10 @@ class HankelSpectrum:
     left: Tensor
     right: Tensor
 
+    def __getitem__(self, index: Tensor) -> HankelSpectrum:
+        """The spectra of some systems of a bank."""
+        return HankelSpectrum(self.values[index], self.left[index], self.right[index])
+
 
 def hankel_spectrum(factors: GramianFactors) -> HankelSpectrum:
     """Decompose Lq* Lp. Relative error about n eps sigma_1 / sigma_i; the values are never NaN.
@@ -35,8 +41,32 @@ def hankel_spectrum(factors: GramianFactors) -> HankelSpectrum:
         raise InvalidSystemError(
             "A Gramian factor has values that are NaN or infinite; the passes or weights it comes from are not sound."
         )
-    left, values, right = torch.linalg.svd(factors.observability.mH @ factors.controllability, full_matrices=False)
+    product = factors.observability.mH @ factors.controllability
+    if _is_symmetric(product):
+        return _symmetric_spectrum(product)
+    left, values, right = decompose(partial(torch.linalg.svd, full_matrices=False), product)
     return HankelSpectrum(values, left, right.mH)
+
+
+def _is_symmetric(product: Tensor) -> bool:
+    """Whether a real product equals its transpose up to round-off, as that of single-input single-output systems does.
+
+    The Hankel operator of such a system is symmetric, and `kautz_factor` gives both factors in the same basis.
+    """
+    n = product.shape[-1]
+    if product.is_complex() or product.shape[-2] != n:
+        return False
+    size, error = (torch.linalg.matrix_norm(t) for t in (product, product - product.mT))
+    return bool((error <= n * torch.finfo(product.dtype).eps * size).all())
+
+
+def _symmetric_spectrum(product: Tensor) -> HankelSpectrum:
+    """From X = V diag(l) V^T: the values |l|, the left vectors V sign(l)."""
+    values, vectors = decompose(torch.linalg.eigh, (product + product.mT) / 2)
+    order = values.abs().argsort(-1, descending=True)
+    values, vectors = values.gather(-1, order), torch.take_along_dim(vectors, order.unsqueeze(-2), -1)
+    signs = torch.where(values < 0, -1.0, 1.0).to(values.dtype)
+    return HankelSpectrum(values.abs(), vectors * signs.unsqueeze(-2), vectors)
 
 
 def hankel_singular_values(system: StateSpace, frame: Frame = Frame.REAL, horizon: int | None = None) -> Tensor:

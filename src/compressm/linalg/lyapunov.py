@@ -59,35 +59,37 @@ def cascade_factor(gaps: Tensor, differences: Tensor, g: Tensor) -> Tensor:
     return factor
 
 
-def cholesky_factor(gramian: Tensor) -> Tensor | None:
-    """The Cholesky factor of a Gramian so well conditioned that its entries determine all digits wanted; else None.
+def cholesky_factor(gramian: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factors `(*h, n, n)` of Gramians, and for which `(*h,)` their entries determine all digits wanted.
 
     After scaling P to a unit diagonal, rounding errors in its entries change every Hankel singular value by a relative
-    amount of at most about 50 eps / lambda_min; the factor is accepted where that is below 1e-10.
+    amount of at most about 50 eps / lambda_min; a factor is sound where that is below 1e-10, and meaningless elsewhere.
     """
     diagonal = gramian.diagonal(dim1=-2, dim2=-1).real
-    if not bool((diagonal > 0).all()):
-        return None
-    weights = diagonal.sqrt()
+    sound = (diagonal > 0).all(-1)
+    weights = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).sqrt()
     factor, info = torch.linalg.cholesky_ex(gramian / (weights.unsqueeze(-1) * weights.unsqueeze(-2)))
-    if bool((info != 0).any()) or not 50 * _EPS * _inverse_norm_squared(factor) <= 1e-10:
-        return None
-    return weights.unsqueeze(-1) * factor
+    sound &= info == 0
+    if bool(sound.any()):
+        eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        factor = torch.where(sound[..., None, None], factor, eye)
+        sound &= 50 * _EPS * _inverse_norm_squared(factor) <= 1e-10
+    return weights.unsqueeze(-1) * factor, sound
 
 
-def _inverse_norm_squared(factor: Tensor, iterations: int = 12) -> float:
-    """An estimate of |L^-1|_2^2 by power iteration, the largest over the batch."""
+def _inverse_norm_squared(factor: Tensor, iterations: int = 12) -> Tensor:
+    """Estimates `(*h,)` of |L^-1|_2^2 by power iteration."""
     n = factor.shape[-1]
     start = torch.cos(torch.arange(n, dtype=torch.float64) * 12.9898 + 1).to(factor.dtype)
     v = (start / torch.linalg.vector_norm(start)).unsqueeze(-1).expand(*factor.shape[:-2], n, 1)
-    norm = v.new_zeros(()).real
+    norm = v.new_zeros(factor.shape[:-2]).real
     for _ in range(iterations):
         v = torch.linalg.solve_triangular(factor, v, upper=False)
         v = torch.linalg.solve_triangular(factor.mH, v, upper=True)
         size = torch.linalg.vector_norm(v, dim=-2, keepdim=True)
-        norm = size.max()
+        norm = size[..., 0, 0]
         v = v / size
-    return float(norm)
+    return norm
 
 
 def stein_factor(a: Tensor, g: Tensor, horizon: int | None = None) -> Tensor:

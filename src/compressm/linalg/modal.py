@@ -7,43 +7,74 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressm.linalg.parallel import decompose, singular_values
 from compressm.linalg.statespace import StateSpace
 
 
 @dataclass(frozen=True, eq=False)
 class ModalBasis:
-    """Poles and eigenvectors of a dense matrix, A R = R diag(poles), one entry a stored state.
+    """Poles and eigenvectors of dense matrices, A R = R diag(poles), one entry a stored state.
 
-    For a real matrix whose conjugate pairs are merged, a pair is one entry (the pole with positive imaginary part) and
-    a real pole is one entry with `is_real`. `right` `(k, s)`, `left` `(s, k)` are rows of the inverse;
-    `conditioning` is the 2-norm condition number of all (unit) eigenvectors: how much rounding of the diagonal form
-    is amplified.
+    For real matrices whose conjugate pairs are merged, a pair is one entry (the pole with positive imaginary part) and
+    a real pole is one entry with `is_real`. `poles` is `(*h, s)`, `right` `(*h, k, s)`; `left` `(*h, s, k)` has rows of
+    the inverse; `conditioning` `(*h,)` is the 2-norm condition number of all (unit) eigenvectors: how much rounding of
+    the diagonal form is amplified. The first `counts` `(*h,)` entries of each matrix are its own; what is beyond them,
+    where another matrix of the batch has more, is zero. `radius` `(*h,)` is the spectral radius.
     """
 
     poles: Tensor
     right: Tensor
     left: Tensor
     is_real: Tensor
-    conditioning: float
+    conditioning: Tensor
+    counts: Tensor
+    radius: Tensor
+
+    def __getitem__(self, index: Tensor) -> ModalBasis:
+        """The bases of some matrices of the batch, no wider than they need."""
+        counts = self.counts[index]
+        most = int(counts.max()) if counts.numel() else 0
+        return ModalBasis(
+            self.poles[index][..., :most],
+            self.right[index][..., :most],
+            self.left[index][..., :most, :],
+            self.is_real[index][..., :most],
+            self.conditioning[index],
+            counts,
+            self.radius[index],
+        )
 
     @property
     def slots(self) -> int:
-        """The number of stored states."""
+        """The number of stored states; the largest of the batch."""
         return self.poles.shape[-1]
 
 
 def modal_basis(a: Tensor, merge_pairs: bool) -> ModalBasis:
-    """Diagonalize one dense matrix `(k, k)`; with `merge_pairs`, a real one, into stored complex states."""
-    poles, right = torch.linalg.eig(a)
-    conditioning = float(torch.linalg.cond(right)) if a.shape[-1] else 1.0
-    if not conditioning < 1 / torch.finfo(torch.float64).eps:
-        nothing = right.new_zeros(0, a.shape[-1])
-        return ModalBasis(poles[:0], nothing.mT, nothing, torch.zeros(0, dtype=torch.bool), float("inf"))
-    left = torch.linalg.inv(right)
-    if not merge_pairs:
-        return ModalBasis(poles, right, left, torch.zeros(poles.shape, dtype=torch.bool), conditioning)
-    kept = poles.imag >= 0
-    return ModalBasis(poles[kept], right[:, kept], left[kept], poles[kept].imag == 0, conditioning)
+    """Diagonalize dense matrices `(*h, k, k)`; with `merge_pairs`, real ones, into stored complex states.
+
+    A matrix that cannot be diagonalized has infinite `conditioning` and no entries.
+    """
+    k = a.shape[-1]
+    poles, right = decompose(torch.linalg.eig, a)
+    radius, conditioning = a.new_zeros(a.shape[:-2]).real, a.new_ones(a.shape[:-2]).real
+    if k:
+        radius = poles.abs().amax(-1)
+        values = singular_values(right)
+        conditioning = values[..., 0] / values[..., -1]
+    sound = conditioning < 1 / torch.finfo(torch.float64).eps  # false for NaN
+    conditioning = torch.where(sound, conditioning, torch.inf)
+    left = torch.linalg.inv(torch.where(sound[..., None, None], right, torch.eye(k, dtype=right.dtype)))
+    kept = sound.unsqueeze(-1) & ((poles.imag >= 0) if merge_pairs else torch.ones_like(poles.real, dtype=torch.bool))
+    counts = kept.sum(-1)
+    most = int(counts.max()) if counts.numel() else 0
+    order = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)[..., :most]
+    own = torch.arange(most) < counts.unsqueeze(-1)
+    poles = torch.where(own, poles.gather(-1, order), 0)
+    right = torch.where(own.unsqueeze(-2), torch.take_along_dim(right, order.unsqueeze(-2), -1), 0)
+    left = torch.where(own.unsqueeze(-1), torch.take_along_dim(left, order.unsqueeze(-1), -2), 0)
+    is_real = own & (poles.imag == 0) if merge_pairs else torch.zeros_like(own)
+    return ModalBasis(poles, right, left, is_real, conditioning, counts, radius)
 
 
 def state_scales(system: StateSpace, poles: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -59,7 +90,9 @@ def state_scales(system: StateSpace, poles: Tensor, b: Tensor, c: Tensor) -> Ten
 
     b_full, c_full = sizes(system.a, system.b, system.c)
     b_size, c_size = sizes(poles, b, c)
-    reference = b_full.median() / c_full.median() if c_full.numel() else b_full.new_ones(())
+    if c_full.numel() == 0 or c_size.numel() == 0:
+        return torch.ones_like(b_size)
+    reference = (b_full.median(-1, keepdim=True).values) / c_full.median(-1, keepdim=True).values
     squared = reference * c_size / b_size
     usable = torch.isfinite(squared) & (squared > 0)
     return torch.where(usable, squared, torch.ones_like(squared)).sqrt()

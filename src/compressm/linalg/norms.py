@@ -12,19 +12,23 @@ from torch import Tensor
 from compressm.errors import InvalidSystemError
 from compressm.linalg.forms import Frame, in_frame, mirrored, realify
 from compressm.linalg.gramians import controllability_factor
-from compressm.linalg.peak import exact_gain, peak_gain
+from compressm.linalg.kautz import kautz_factor
+from compressm.linalg.peak import exact_gain, peak_gain, peak_gains
 from compressm.linalg.statespace import StateSpace
 
 _MAX_LEVELS = 60
 _NEAR_CIRCLE = 1e-5  # eigenvalues this near the unit circle are looked at; round-off moves double ones by sqrt(eps)
 
 
-def error_bound(values: Tensor, order: int) -> float:
+def error_bound(values: Tensor, order: Tensor | int) -> float:
     """2 * (sum of the Hankel singular values after the first `order`): |G - G_r|_inf is at most this (Enns 1984).
 
-    Holds for balanced truncation and singular perturbation with white-input infinite-horizon Gramians.
+    Holds for balanced truncation and singular perturbation with white-input infinite-horizon Gramians. For a bank,
+    `values` `(*h, k)` and `order` `(*h,)` or one number, the largest: a block diagonal G has the norm of its largest
+    block.
     """
-    return 2 * float(values[..., order:].sum(-1).max())
+    beyond = torch.arange(values.shape[-1]) >= torch.as_tensor(order).unsqueeze(-1)
+    return 2 * float((values * beyond).sum(-1).max())
 
 
 def difference(first: StateSpace, second: StateSpace) -> StateSpace:
@@ -60,17 +64,34 @@ def h2_norm(system: StateSpace) -> float:
     """
     system = _discrete_double(system, "h2_norm")
     system.require_stable()
+    if system.is_diagonal and system.is_complex and system.inputs == 1 and system.output == "real":
+        squared = _single_input_energy(system)
+    else:
+        squared = _energy(system)
+    return float(squared.sqrt().max()) if squared.numel() else 0.0
+
+
+def _energy(system: StateSpace) -> Tensor:
+    """The squared H2 norms `(*h,)`."""
     if system.output == "real" and system.is_complex:
         system = mirrored(system) if system.is_diagonal else realify(system)
     factor = controllability_factor(system, Frame.COMPLEX)
     dtype = torch.promote_types(torch.promote_types(system.c.dtype, system.a.dtype), factor.dtype)
     a, b, c, factor = (t.to(dtype) for t in (system.a, system.b, system.c, factor))
     if system.d is None:
-        squared = (c @ factor).abs().square().sum((-1, -2))
-    else:
-        later = a.unsqueeze(-1) * factor if system.is_diagonal else a @ factor
-        squared = (c @ later).abs().square().sum((-1, -2)) + (c @ b + system.d).abs().square().sum((-1, -2))
-    return float(squared.sqrt().max())
+        return (c @ factor).abs().square().sum((-1, -2))
+    later = a.unsqueeze(-1) * factor if system.is_diagonal else a @ factor
+    return (c @ later).abs().square().sum((-1, -2)) + (c @ b + system.d).abs().square().sum((-1, -2))
+
+
+def _single_input_energy(system: StateSpace) -> Tensor:
+    """`_energy` of complex diagonal systems with one input and real output, in half the size."""
+    a, b, c = (t.to(torch.complex128) for t in (system.a, system.b, system.c))
+    factor = kautz_factor(a, b[..., 0], system.log_a)
+    if system.d is None:
+        return (c @ factor).real.square().sum((-1, -2))
+    later = (c * a.unsqueeze(-2)) @ factor
+    return later.real.square().sum((-1, -2)) + ((c @ b).real + system.d).square().sum((-1, -2))
 
 
 def _discrete_double(system: StateSpace, name: str) -> StateSpace:
@@ -100,7 +121,10 @@ def hinf_estimate(system: StateSpace) -> float:
     above the norm (up to round-off); within a few per cent of it for systems without extremely narrow peaks. The
     largest over a batch.
     """
-    return max((peak_gain(s)[0] for s in _unbatched(_discrete_double(system, "hinf_estimate"))), default=0.0)
+    system = _discrete_double(system, "hinf_estimate")
+    if not system.batch_shape:
+        return peak_gain(system)[0]
+    return float(peak_gains(system).max()) if system.batch_shape.numel() else 0.0
 
 
 def _hinf_norm(system: StateSpace, tolerance: float) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compressm.linalg.elementary import complex_expm1
 from compressm.linalg.forms import mirrored, realify
+from compressm.linalg.parallel import decompose, in_chunks, singular_values
 from compressm.linalg.statespace import StateSpace
 
 _DIRECT_CHANNELS = 16  # up to this many channels all singular values are cheaper than a power iteration
@@ -21,7 +22,7 @@ _CONDITIONING = 1e8  # of the eigenvectors with which a dense system is swept in
 
 @dataclass(frozen=True, eq=False)
 class _Modal:
-    """Complex diagonal matrices with G(e^{iw}) = C diag(1 / (1 - e^{-iw} a)) B + D."""
+    """Complex diagonal matrices with G(e^{iw}) = C diag(1 / (1 - e^{-iw} a)) B + D, `(*h, ...)`."""
 
     a: Tensor
     b: Tensor
@@ -30,10 +31,11 @@ class _Modal:
     log_a: Tensor | None
 
     def resolvent(self, omega: Tensor) -> Tensor:
-        """1 / (1 - e^{-iw} a), `(n, F)`."""
+        """1 / (1 - e^{-iw} a), `(*h, n, F)` for `omega` `(F,)` or `(*h, F)`."""
+        row = omega.unsqueeze(-2)
         if self.log_a is not None:
-            return -1 / complex_expm1(self.log_a[:, None] - 1j * omega)
-        return 1 / (1 - torch.exp(-1j * omega) * self.a[:, None])
+            return -1 / complex_expm1(self.log_a.unsqueeze(-1) - 1j * row)
+        return 1 / (1 - torch.exp(-1j * row) * self.a.unsqueeze(-1))
 
 
 def peak_gain(system: StateSpace, exact: bool = False) -> tuple[float, float]:
@@ -71,6 +73,46 @@ def peak_gain(system: StateSpace, exact: bool = False) -> tuple[float, float]:
     return float(_power_gain(modal, best, _FINAL_ITERATIONS)[0].maximum(gains.max())), float(best)
 
 
+def peak_gains(system: StateSpace) -> Tensor:
+    """The largest gain found on a grid and around its best points, `(*h,)`, for a bank of discrete systems.
+
+    As `peak_gain`, for all systems together; each has its own grid, with the angles of its slowest poles. A dense
+    system whose eigenvectors are too ill-conditioned is looked at on the uniform grid only.
+    """
+    if system.order == 0 or min(system.inputs, system.outputs) == 0:
+        flat = system.with_batch(system.batch_shape.numel())
+        still = torch.zeros(flat.batch_shape, dtype=torch.float64) if flat.d is None else _norms(flat.d)
+        return still.reshape(system.batch_shape)
+    modal, sound = _modal_bank(system)
+    size = modal.a.shape[-1] * max(1, system.inputs * system.outputs) * (65 + _POLES)
+
+    def gains(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        return _searched(_Modal(a, b, c, d, None), system.output == "real")
+
+    found = in_chunks(gains, size, system.batch_shape, modal.a, modal.b, modal.c, modal.d)
+    if bool(sound.all()):
+        return found
+    uniform = torch.linspace(0, torch.pi, 65, dtype=torch.float64)
+    uniform = uniform if system.output == "real" else torch.cat([uniform, -uniform])
+    slow = _norms(system[~sound].frequency_response(uniform)).amax(-1)
+    return torch.index_put(found, (~sound,), slow)
+
+
+def _searched(modal: _Modal, symmetric: bool) -> Tensor:
+    uniform = torch.linspace(0, torch.pi, 65, dtype=torch.float64).expand(*modal.a.shape[:-1], 65)
+    slowest = modal.a.abs().argsort(dim=-1, descending=True)[..., :_POLES]
+    angles = torch.angle(modal.a.gather(-1, slowest))
+    omega = torch.cat([uniform, angles], -1) if symmetric else torch.cat([uniform, -uniform, angles], -1)
+    gains, spacing = _direct_gain(modal, omega), torch.pi / 64
+    for centres in _REFINEMENTS:
+        spacing = spacing / 4
+        best = gains.argsort(dim=-1, descending=True)[..., :centres]
+        offsets = torch.tensor([-3, -2, -1, 1, 2, 3], dtype=torch.float64) * spacing
+        extra = (omega.gather(-1, best).unsqueeze(-1) + offsets).flatten(-2)
+        omega, gains = torch.cat([omega, extra], -1), torch.cat([gains, _direct_gain(modal, extra)], -1)
+    return gains.amax(-1)
+
+
 def exact_gain(system: StateSpace, omega: Tensor) -> Tensor:
     """The largest singular value of G(e^{iw}) for each frequency of `omega` `(F,)`."""
     states = system.order if system.is_diagonal else system.order * system.order // max(system.outputs, 1) + 1
@@ -87,27 +129,37 @@ def _first_grid(poles: Tensor, symmetric: bool) -> Tensor:
 
 def _modal(system: StateSpace) -> _Modal | None:
     """The system in complex diagonal form; None where eigenvectors of a dense one are too ill-conditioned."""
+    modal, sound = _modal_bank(system)
+    return modal if bool(sound.all()) else None
+
+
+def _modal_bank(system: StateSpace) -> tuple[_Modal, Tensor]:
+    """The systems in complex diagonal form, and for which `(*h,)` that is well enough conditioned."""
     if system.is_complex and system.output == "real":
         system = mirrored(system) if system.is_diagonal else realify(system)
     log_a = None if system.log_a is None or not bool(torch.isfinite(system.log_a).all()) else system.log_a
+    sound = torch.ones(system.batch_shape, dtype=torch.bool)
     if system.is_diagonal:
         a, b, c = (t.to(torch.complex128) for t in (system.a, system.b, system.c))
     else:
-        a, vectors = torch.linalg.eig(system.a.to(torch.complex128))
-        if not bool(torch.linalg.cond(vectors) < _CONDITIONING):
-            return None
+        a, vectors = decompose(torch.linalg.eig, system.a.to(torch.complex128))
+        sizes = singular_values(vectors)
+        sound = sizes[..., 0] < _CONDITIONING * sizes[..., -1]
+        vectors = torch.where(sound[..., None, None], vectors, torch.eye(system.order, dtype=vectors.dtype))
         b, c = torch.linalg.solve(vectors, system.b.to(a.dtype)), system.c.to(a.dtype) @ vectors
-    d = torch.zeros(c.shape[0], b.shape[1], dtype=a.dtype) if system.d is None else system.d.to(a.dtype)
-    return _Modal(a, b, c, d, log_a)
+    d = torch.zeros(*c.shape[:-1], b.shape[-1], dtype=a.dtype) if system.d is None else system.d.to(a.dtype)
+    return _Modal(a, b, c, d, log_a), sound
 
 
 def _direct_gain(modal: _Modal, omega: Tensor) -> Tensor:
-    chunk = max(1, _CHUNK // (modal.c.shape[0] * modal.c.shape[1]))
-    parts = []
-    for part in omega.split(chunk):
-        response = (modal.c * modal.resolvent(part).mT.unsqueeze(-2)) @ modal.b + modal.d
-        parts.append(_norms(response))
-    return torch.cat(parts)
+    """The gains `(*h, F)` at `omega` `(F,)` or `(*h, F)`, from the whole transfer matrix."""
+    if modal.c.shape[-2] == modal.b.shape[-1] == 1:
+        response = (modal.c * modal.b.mT) @ modal.resolvent(omega) + modal.d
+        return response.squeeze(-2).abs()
+    chunk = max(1, _CHUNK // (modal.c.shape[-2] * modal.c.shape[-1]))
+    c, b, d = (t.unsqueeze(-3) for t in (modal.c, modal.b, modal.d))
+    parts = [_norms((c * modal.resolvent(part).mT.unsqueeze(-2)) @ b + d) for part in omega.split(chunk, dim=-1)]
+    return torch.cat(parts, -1)
 
 
 def _power_gain(modal: _Modal, omega: Tensor, iterations: int) -> Tensor:

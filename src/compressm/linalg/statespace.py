@@ -10,8 +10,11 @@ from torch import Tensor
 
 from compressm.errors import InvalidSystemError, UnstableSystemError
 from compressm.linalg.elementary import complex_expm1
+from compressm.linalg.parallel import eigenvalues
 
 Output = Literal["real", "complex"]
+
+_BLOCK = 2**22  # numbers in the states that a simulation holds at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +26,10 @@ class StateSpace:
     Continuous time (`sampling_time == 0`): x' = A x + B u, y = C x + D u.
     With `output="real"` the output is the real part, y_k = Re(C x_k) + D u_k, and a complex system of order
     n stands for a real one of order 2n (see `compressm.linalg.forms.realify`).
+
+    With batch dimensions `*h` it is a bank: systems side by side, each with its own inputs and outputs and all of one
+    order. As a layer, a bank takes `(batch, L, H m)` and gives `(batch, L, H p)` for H systems: system h reads
+    features h m .. h m + m - 1 and writes h p .. h p + p - 1, so with m = p = 1 feature h drives system h.
 
     Shapes, with `*h` any batch and n states, m inputs, p outputs:
 
@@ -76,9 +83,38 @@ class StateSpace:
         return self.c.shape[-2]
 
     @property
+    def input_features(self) -> int:
+        """The number H m of inputs of all systems of the bank, as a layer counts them; m for a single system."""
+        return self.batch_shape.numel() * self.inputs
+
+    @property
+    def output_features(self) -> int:
+        """The number H p of outputs of all systems of the bank, as a layer counts them; p for a single system."""
+        return self.batch_shape.numel() * self.outputs
+
+    @property
     def batch_shape(self) -> torch.Size:
         """The batch dimensions `*h`."""
         return self.b.shape[:-2]
+
+    def __getitem__(self, index: Tensor) -> StateSpace:
+        """Some systems of a bank, as indices or a mask say."""
+
+        def part(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t[index]
+
+        a, b, c, d, log_a = self.a[index], self.b[index], self.c[index], part(self.d), part(self.log_a)
+        return replace(self, a=a, b=b, c=c, d=d, log_a=log_a)
+
+    def with_batch(self, *shape: int) -> StateSpace:
+        """The same systems with the batch dimensions `shape`."""
+        h = len(self.batch_shape)
+
+        def shaped(t: Tensor) -> Tensor:
+            return t.reshape(*shape, *t.shape[h:])
+
+        d, log_a = (None if t is None else shaped(t) for t in (self.d, self.log_a))
+        return replace(self, a=shaped(self.a), b=shaped(self.b), c=shaped(self.c), d=d, log_a=log_a)
 
     def to_double(self) -> StateSpace:
         """The same system on the CPU in double precision, where all analysis happens."""
@@ -100,7 +136,7 @@ class StateSpace:
         """The largest |pole| of each system `(*h,)`; in continuous time exp(largest real part)."""
         if self.order == 0:
             return torch.zeros(self.batch_shape, dtype=torch.float64)
-        poles = self.a if self.is_diagonal else torch.linalg.eigvals(self.a)
+        poles = self.a if self.is_diagonal else eigenvalues(self.a)
         return (poles.abs() if self.is_discrete else poles.real.exp()).amax(-1)
 
     def is_stable(self) -> bool:
@@ -145,17 +181,29 @@ class StateSpace:
         return response if self.d is None else response + self.d.to(response.dtype).unsqueeze(-3)
 
     def simulate(self, u: Tensor) -> Tensor:
-        """The output `(batch, L, p)` of one unbatched discrete system for the input `u` `(batch, L, m)`, from x = 0."""
-        x = torch.zeros(u.shape[0], self.order, dtype=self._dtype(), device=u.device)
-        drive, readout = u.to(x.dtype) @ self.b.to(x.dtype).mT, self.c.to(x.dtype).mT
-        outputs = []
-        for k in range(u.shape[1]):
-            x = (x * self.a if self.is_diagonal else x @ self.a.to(x.dtype).mT) + drive[:, k]
-            outputs.append(x @ readout)
-        y = torch.stack(outputs, dim=1) if outputs else drive.new_zeros(u.shape[0], 0, self.outputs)
+        """The output `(batch, L, H p)` of a discrete system or bank for the input `u` `(batch, L, H m)`, from x = 0."""
+        batch, length, _ = u.shape
+        h, dims = self.batch_shape, len(self.batch_shape)
+        dtype = self._dtype()
+        u = u.reshape(batch, length, *h, self.inputs).movedim((0, 1), (dims, dims + 1))  # (*h, batch, L, m)
+        a = (self.a.unsqueeze(-2) if self.is_diagonal else self.a.mT).to(dtype)
+        b, c = self.b.to(dtype).mT, self.c.to(dtype).mT
+        x = torch.zeros(*h, batch, self.order, dtype=dtype, device=u.device)
+        pieces: list[Tensor] = []
+        for part in u.to(dtype).split(max(1, _BLOCK // max(1, x.numel())), dim=-2):
+            drive = (part.flatten(-3, -2) @ b).unflatten(-2, part.shape[-3:-1])
+            states: list[Tensor] = []
+            for k in range(part.shape[-2]):
+                x = (x * a if self.is_diagonal else x @ a) + drive[..., k, :]
+                states.append(x)
+            pieces.append((torch.cat(states, -2) @ c).unflatten(-2, (part.shape[-2], batch)))
+        y = torch.cat(pieces, -3) if pieces else x.new_zeros(*h, 0, batch, self.outputs)
         if self.output == "real" and y.is_complex():
             y = y.real
-        return y if self.d is None else y + u.to(y.dtype) @ self.d.to(y.dtype).mT
+        y = y.transpose(-3, -2)
+        if self.d is not None:
+            y = y + (u.flatten(-3, -2).to(y.dtype) @ self.d.to(y.dtype).mT).unflatten(-2, (batch, length))
+        return y.movedim((dims, dims + 1), (0, 1)).reshape(batch, length, self.output_features)
 
     def _dtype(self) -> torch.dtype:
         """The type that holds the products of the state, input and output matrices."""

@@ -26,8 +26,9 @@ class Spectrum:
     """What a rule sees of one layer.
 
     `values` are the Hankel singular values sigma_1 >= sigma_2 >= ... of the system that is balanced; a stored complex
-    state of a layer with real output counts `states_per_slot` = 2 of them. `order` is the present number of
-    stored states. `budget` refers to the uncompressed layer, where it is known.
+    state of a layer with real output counts `states_per_slot` = 2 of them. For a bank of systems that share one order
+    they are `(*h, k)`, those of each, and a rule gives the order of the system that needs most. `order` is the present
+    number of stored states. `budget` refers to the uncompressed layer, where it is known.
     """
 
     values: Tensor
@@ -64,25 +65,35 @@ class Reference(Enum):
 
 
 def significant_values(values: Tensor) -> Tensor:
-    """The values with everything below n * eps * sigma_1 counted as zero; raises on NaN."""
+    """The values `(*h, k)` with everything below n * eps * sigma_1 counted as zero; raises on NaN."""
     if not bool(torch.isfinite(values).all()):
         raise InvalidSystemError("Hankel singular values are not finite; the system they belong to is not sound.")
     values = values.double()
     if values.numel() == 0:
         return values
-    threshold = values.numel() * torch.finfo(torch.float64).eps * values.max()
+    threshold = values.shape[-1] * torch.finfo(torch.float64).eps * values.amax(-1, keepdim=True)
     return torch.where(values > threshold, values, torch.zeros_like(values))
 
 
 def tails(values: Tensor) -> Tensor:
-    """tail(k) = sum of sigma_i for i > k, for k = 0 .. n."""
+    """tail(k) = sum of sigma_i for i > k, for k = 0 .. n, `(*h, n + 1)`."""
     kept = significant_values(values)
-    return torch.cat([kept.flip(-1).cumsum(-1).flip(-1), kept.new_zeros(1)])
+    return torch.cat([kept.flip(-1).cumsum(-1).flip(-1), kept.new_zeros(*kept.shape[:-1], 1)], -1)
 
 
-def order_within(values: Tensor, allowed: float) -> int:
-    """The smallest order whose tail is at most `allowed`: #{k in 0 .. n-1 : tail(k) > allowed}."""
-    return int((tails(values)[:-1] > allowed).sum())
+def order_within(values: Tensor, allowed: Tensor | float) -> int:
+    """The smallest order whose tail is at most `allowed`: #{k in 0 .. n-1 : tail(k) > allowed}.
+
+    For a bank, with `allowed` `(*h,)` or one number, the largest such order of its systems.
+    """
+    allowed = torch.as_tensor(allowed, dtype=torch.float64)
+    orders = orders_within(values, allowed)
+    return int(orders.max()) if orders.numel() else 0
+
+
+def orders_within(values: Tensor, allowed: Tensor) -> Tensor:
+    """`order_within` of each system of a bank, `(*h,)`."""
+    return (tails(values)[..., :-1] > allowed.unsqueeze(-1)).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -96,11 +107,13 @@ class HankelEnergy(Criterion):
         _require_fraction("HankelEnergy.discard", self.discard)
 
     def choose(self, spectrum: Spectrum) -> OrderChoice:
-        """The smallest order with tail(r) <= discard * sum, or what is left of the budget."""
+        """The smallest order with tail(r) <= discard * sum, or what is left of the budget, shared as the sums are."""
+        sums = tails(spectrum.values)[..., 0]
+        allowed = self.discard * sums
         if self.reference is Reference.INITIAL and spectrum.budget is not None:
-            allowed = max(self.discard * spectrum.budget.total - spectrum.budget.spent, 0.0)
-        else:
-            allowed = self.discard * float(tails(spectrum.values)[0])
+            left = max(self.discard * spectrum.budget.total - spectrum.budget.spent, 0.0)
+            whole = float(sums.mean())
+            allowed = sums / whole * left if whole > 0 else sums
         return OrderChoice(order_within(spectrum.values, allowed), spectrum.order)
 
 

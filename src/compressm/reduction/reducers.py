@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from compressm.errors import UnsupportedReductionError
-from compressm.linalg.balancing import BalancingMethod, Projection, balancing_projection, numerical_rank
+from compressm.linalg.balancing import (
+    BalancingMethod,
+    Projection,
+    balancing_projection,
+    numerical_rank,
+    numerical_ranks,
+)
 from compressm.linalg.forms import strictly_causal
 from compressm.linalg.gramians import GramianFactors
 from compressm.linalg.hankel import HankelSpectrum
@@ -27,10 +33,23 @@ class Keep(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Projected:
-    """A reduced dense system in the frame it was balanced in, with the bases that relate it to the full one."""
+    """A reduced dense system in the frame it was balanced in, with the bases that relate it to the full one.
+
+    `refused` `(*h,)` says which systems of a bank cannot be had at this order, None for none, and `reason` why.
+    """
 
     system: StateSpace
     projection: Projection
+    refused: Tensor | None = None
+    reason: str = ""
+
+    def part(self, index: Tensor) -> Projected:
+        """Some systems of a bank, by increasing indices."""
+        if len(index) == len(self.projection.v):
+            return self
+        projection = Projection(self.projection.v[index], self.projection.w[index])
+        refused = None if self.refused is None else self.refused[index]
+        return Projected(self.system[index], projection, refused, self.reason)
 
 
 class Reducer(ABC):
@@ -45,7 +64,10 @@ class Reducer(ABC):
 
     @abstractmethod
     def reduce(self, dense: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
-        """The reduced system with `states` states, or as many as `numerical_rank` says can be kept."""
+        """The reduced system with `states` states, or as many as `numerical_rank` says can be kept.
+
+        Raises UnsupportedReductionError where no system of the bank can be reduced to this order.
+        """
 
 
 @dataclass(frozen=True)
@@ -67,7 +89,7 @@ class BalancedTruncation(Reducer):
 
     def reduce(self, dense: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
         """The truncated balanced system."""
-        kept = _kept_states(self.keep, self.seed, numerical_rank(spectrum.values, self.method), states)
+        kept = _kept_states(self.keep, self.seed, numerical_ranks(spectrum.values, self.method), states)
         projection = balancing_projection(factors, spectrum, kept, self.method)
         return Projected(projection.apply(dense), projection)
 
@@ -95,30 +117,36 @@ class SingularPerturbation(Reducer):
         projection = balancing_projection(factors, spectrum, torch.arange(rank))
         full = projection.apply(strictly_causal(dense))
         a, b, c, d = full.a, full.b, full.c, full.d
-        feed = torch.zeros(dense.outputs, dense.inputs, dtype=a.dtype) if d is None else d
+        feed = b.new_zeros(*dense.batch_shape, dense.outputs, dense.inputs).to(a.dtype) if d is None else d
         steady = torch.linalg.solve(
-            torch.eye(rank - r, dtype=a.dtype) - a[r:, r:], torch.cat([a[r:, :r], b[r:].to(a.dtype)], -1)
+            torch.eye(rank - r, dtype=a.dtype) - a[..., r:, r:],
+            torch.cat([a[..., r:, :r], b[..., r:, :].to(a.dtype)], -1),
         )
-        a_s = a[:r, :r] + a[:r, r:] @ steady[:, :r]
-        b_s = b[:r] + a[:r, r:] @ steady[:, r:]
-        c_s = c[:, :r] + c[:, r:] @ steady[:, :r]
-        d_s = feed + c[:, r:] @ steady[:, r:]
-        condition = float(torch.linalg.cond(a_s)) if r else 1.0
-        if not condition < 1e8:
-            raise UnsupportedReductionError(
-                f"Singular perturbation to {r} states gives a state matrix with condition number {condition:.1e}, "
-                f"which cannot be stored with the output after the state update; use balanced truncation or another "
-                f"order."
-            )
-        c_r = torch.linalg.solve(a_s.mT, c_s.mT).mT
+        a_s = a[..., :r, :r] + a[..., :r, r:] @ steady[..., :r]
+        b_s = b[..., :r, :] + a[..., :r, r:] @ steady[..., r:]
+        c_s = c[..., :r] + c[..., r:] @ steady[..., :r]
+        d_s = feed + c[..., r:] @ steady[..., r:]
+        condition = torch.linalg.cond(a_s) if r else torch.ones(dense.batch_shape, dtype=torch.float64)
+        refused = ~(condition < 1e8)
+        reason = (
+            f"Singular perturbation to {r} states gives a state matrix with condition number "
+            f"{float(condition.max()):.1e}, which cannot be stored with the output after the state update; use "
+            f"balanced truncation or another order."
+        )
+        if bool(refused.all()):
+            raise UnsupportedReductionError(reason)
+        eye = torch.eye(r, dtype=a.dtype)
+        c_r = torch.linalg.solve(torch.where(refused[..., None, None], eye, a_s).mT, c_s.mT).mT
         system = replace(dense, a=a_s, b=b_s, c=c_r, d=d_s - c_r @ b_s, log_a=None)
-        return Projected(system, Projection(projection.v[:, :r], projection.w[:, :r]))
+        return Projected(system, Projection(projection.v[..., :r], projection.w[..., :r]), refused, reason)
 
 
-def _kept_states(keep: Keep, seed: int, rank: int, states: int) -> Tensor:
+def _kept_states(keep: Keep, seed: int, ranks: Tensor, states: int) -> Tensor:
+    """The balanced states to keep, `(r,)`, or `(*h, r)` where each system of a bank has its own."""
+    rank = int(ranks.min()) if ranks.numel() else 0
     states = min(states, rank)
     if keep is Keep.LARGEST:
         return torch.arange(states)
     if keep is Keep.SMALLEST:
-        return torch.arange(rank - states, rank)
+        return (ranks - states).unsqueeze(-1) + torch.arange(states)
     return torch.randperm(rank, generator=torch.Generator().manual_seed(seed))[:states].sort().values

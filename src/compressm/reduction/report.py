@@ -6,9 +6,59 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from compressm.errors import ConfigError
 
 FORMAT_VERSION = 1
+
+
+_MOST_VALUES = 4096  # Hankel singular values of single systems that a record of a bank holds
+
+
+@dataclass(frozen=True)
+class BankSpectrum:
+    """The Hankel singular values of a bank's systems: how far the systems differ.
+
+    `largest`, `median` and `smallest` are over the systems, for the first, second, ... value of each. `values` are
+    those of each system, to four digits, left out (empty) where the record would hold more than 4096 of them. `states`
+    are the balanced states that each system kept, empty where nothing was cut.
+    """
+
+    systems: int
+    largest: tuple[float, ...]
+    median: tuple[float, ...]
+    smallest: tuple[float, ...]
+    values: tuple[tuple[float, ...], ...] = ()
+    states: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, values: Tensor, states: Tensor | None = None) -> BankSpectrum | None:
+        """The record of the values `(*h, k)` of a bank; None for a single system's `(k,)`."""
+        if values.ndim < 2:
+            return None
+        flat = values.flatten(0, -2)
+        few = flat.numel() <= _MOST_VALUES
+        return cls(
+            len(flat),
+            _floats(flat.amax(0)),
+            _floats(flat.median(0).values),
+            _floats(flat.amin(0)),
+            tuple(tuple(float(f"{v:.4g}") for v in row) for row in flat.tolist()) if few else (),
+            () if states is None else tuple(int(n) for n in states.flatten()),
+        )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> BankSpectrum:
+        """The record whose fields are JSON values."""
+        largest, median, smallest = (tuple(data[name]) for name in ("largest", "median", "smallest"))
+        values = tuple(tuple(row) for row in data["values"])
+        return cls(data["systems"], largest, median, smallest, values, tuple(data["states"]))
+
+
+def mean_spectrum(values: Tensor) -> tuple[float, ...]:
+    """The values of a single system, `(k,)`, or their mean over the systems of a bank, `(*h, k)`."""
+    return _floats(values.flatten(0, -2).mean(0) if values.ndim > 1 else values)
 
 
 @dataclass(frozen=True)
@@ -16,8 +66,9 @@ class LayerPlan:
     """What a criterion wants of one layer.
 
     `hankel_singular_values` are those of the balanced system under the Gramians named by `controllability` and
-    `observability`. `planned_order` equals `order` where the layer is to stay as it is. `discarded` is the fraction of
-    the sum of the values beyond the planned states, `bound` 2 * tail, the bound on the H-infinity error, where
+    `observability`; for a bank their mean over its systems, and `bank` tells how far these differ. `planned_order`
+    equals `order` where the layer is to stay as it is. `discarded` is the fraction of the sum of the values beyond the
+    planned states, `bound` 2 * tail, the bound on the H-infinity error (of a bank the largest of its systems), where
     it holds (white infinite-horizon Gramians), else None. `reason` says why nothing is to be cut.
     """
 
@@ -33,6 +84,7 @@ class LayerPlan:
     controllability: str
     observability: str
     reason: str | None = None
+    bank: BankSpectrum | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +135,7 @@ class LayerReport:
     conditioning: float
     fallbacks: tuple[str, ...]
     seconds: float
+    bank: BankSpectrum | None = None
 
     @property
     def changed(self) -> bool:
@@ -128,4 +181,10 @@ def _check_version(data: Mapping[str, Any]) -> None:
 
 
 def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    bank = data.get("bank")
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    return plain if bank is None else {**plain, "bank": BankSpectrum.from_dict(bank)}
+
+
+def _floats(values: Tensor) -> tuple[float, ...]:
+    return tuple(values.tolist())

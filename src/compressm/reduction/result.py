@@ -20,13 +20,16 @@ class GramianSource(Enum):
 
 @dataclass(frozen=True)
 class ConjugateLinear:
-    """The real-linear map x -> M x + N conj(x) between complex (or real) vectors; N is None where it is zero."""
+    """The real-linear map x -> M x + N conj(x) between complex (or real) vectors; N is None where it is zero.
+
+    For a bank M and N have its batch dimensions, `(*h, k, n)`, and so has what they are applied to.
+    """
 
     linear: Tensor
     conjugate: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply the map to the columns of `x` `(*, n, k)`."""
+        """Apply the map to the columns of `x` `(*h, n, m)`."""
         y = self.linear @ x
         return y if self.conjugate is None else y + self.conjugate @ x.conj()
 
@@ -53,7 +56,11 @@ class Reduction:
     `restrict` gives new states from old ones, x' = restrict(x), and `embed` approximates old states from new ones,
     x ~ embed(x'); both contain re-diagonalisation and scaling. The weights follow as B' = restrict(B) and
     C' = embed.right(C); gradients as grad B' = embed.adjoint(grad B) and grad C' = restrict.right_adjoint(grad C).
-    `keep` is set instead of the maps where the layer's form admits only a choice of states.
+    `keep` holds the indices (increasing) of the states that a choice among the present ones keeps: `(r,)`, or `(*h, r)`
+    where each system of a bank keeps its own; with `refitted`, the weights in `system` are not those the states had.
+    For a bank everything has its batch dimensions. `real_order` is the largest number of real states of any of its
+    systems and `states` `(*h,)` how many balanced states each system keeps (None: `real_order`); all have the same
+    number of stored states.
     """
 
     system: StateSpace
@@ -65,6 +72,8 @@ class Reduction:
     controllability: GramianSource
     observability: GramianSource
     fallbacks: tuple[str, ...] = ()
+    states: Tensor | None = None
+    refitted: bool = False
 
     @property
     def order(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.reducers import Keep
+from compressm.reduction.result import ConjugateLinear, GramianSource, Reduction
 
 
 class ModalScore(Enum):
@@ -40,21 +41,79 @@ class ModalTruncation:
     keep: Keep = Keep.LARGEST
     seed: int = 0
 
-    def kept_states(self, system: StateSpace, slots: int) -> Tensor:
-        """The indices (increasing) of the kept states of an unbatched diagonal system."""
-        n = system.order
+    def kept_states(self, system: StateSpace, slots: int, rules: SelectionRules | None = None) -> Tensor:
+        """The indices (increasing) of the kept states of a diagonal system, as `rules` allow: about `slots` of them.
+
+        `(r,)` for a single system or one keep-set for a bank (then by the mean of the scores over its systems, each
+        relative to its system's sum), else `(*h, r)`.
+        """
+        rules = SelectionRules() if rules is None else rules
+        scores = rules.grouped(modal_scores(system, self.score))
+        count = rules.groups_within(slots)
         if self.keep is Keep.RANDOM:
-            return torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[:slots].sort().values
-        order = modal_scores(system, self.score).argsort(descending=self.keep is Keep.LARGEST, stable=True)
-        return order[:slots].sort().values
+            groups = torch.randperm(scores.shape[-1], generator=torch.Generator().manual_seed(self.seed))[:count]
+        else:
+            groups = scores.argsort(dim=-1, descending=self.keep is Keep.LARGEST, stable=True)[..., :count]
+        if self.keep is Keep.RANDOM and not rules.shared:
+            groups = groups.expand(*system.batch_shape, count)
+        return rules.states_of(groups)
+
+
+@dataclass(frozen=True, eq=False)
+class SelectionRules:
+    """What a layer that stores a choice of its states can express.
+
+    * `group`: states g i .. g i + g - 1 are kept or dropped together, such as the two of an oscillator.
+    * `shared`: all systems of a bank keep the same states, because they share the poles.
+    * `refit_inputs`, `refit_outputs`: whether the weights of the states that are kept may change.
+    * `input_direction` `(*h, n)`: the rows of B that belong to a group are this direction times one row that is free;
+      None where each row is free. `output_direction` `(*h, n)`: likewise for the columns of C.
+    """
+
+    group: int = 1
+    shared: bool = False
+    refit_inputs: bool = True
+    refit_outputs: bool = True
+    input_direction: Tensor | None = None
+    output_direction: Tensor | None = None
+
+    def grouped(self, scores: Tensor) -> Tensor:
+        """Scores `(*h, n)` of states summed over groups, `(*h, n / g)`; over the systems too where they share."""
+        groups = scores.unflatten(-1, (-1, self.group)).sum(-1)
+        if not self.shared or groups.ndim == 1:
+            return groups
+        groups = groups.flatten(0, -2)
+        return (groups / groups.sum(-1, keepdim=True).clamp_min(torch.finfo(groups.dtype).tiny)).mean(0)
+
+    def groups_within(self, slots: int) -> int:
+        """How many groups fit `slots` stored states; always one."""
+        return max(1, slots // self.group)
+
+    def states_of(self, groups: Tensor) -> Tensor:
+        """The indices (increasing) of the states of the groups."""
+        within = torch.arange(self.group)
+        return (groups.sort(-1).values.unsqueeze(-1) * self.group + within).flatten(-2)
 
 
 def select_states(system: StateSpace, keep: Tensor) -> StateSpace:
-    """The system with only the states `keep`; diagonal systems."""
+    """The system with only the states `keep`, `(r,)` or of each system of a bank its own `(*h, r)`.
+
+    A dense system keeps its rows and columns: that is exact where kept and dropped states do not act on each other.
+    """
+    keep = keep.expand(*system.batch_shape, keep.shape[-1])
+    a = torch.take_along_dim(system.a, keep.unsqueeze(-1), -2) if not system.is_diagonal else system.a.gather(-1, keep)
     return replace(
         system,
-        a=system.a[..., keep],
-        b=system.b[..., keep, :],
-        c=system.c[..., keep],
-        log_a=None if system.log_a is None else system.log_a[..., keep],
+        a=a if system.is_diagonal else torch.take_along_dim(a, keep.unsqueeze(-2), -1),
+        b=torch.take_along_dim(system.b, keep.unsqueeze(-1), -2),
+        c=torch.take_along_dim(system.c, keep.unsqueeze(-2), -1),
+        log_a=None if system.log_a is None else system.log_a.gather(-1, keep),
     )
+
+
+def reduce_by_selection(system: StateSpace, keep: Tensor) -> Reduction:
+    """Keep the states `keep`, `(r,)` or `(*h, r)`, as they are."""
+    rows = torch.eye(system.order, dtype=torch.complex128)[keep.expand(*system.batch_shape, keep.shape[-1])]
+    maps = ConjugateLinear(rows), ConjugateLinear(rows.mT.clone())
+    order = keep.shape[-1] * (2 if system.is_complex and system.output == "real" else 1)
+    return Reduction(select_states(system, keep), order, *maps, keep, 1.0, GramianSource.WHITE, GramianSource.WHITE)

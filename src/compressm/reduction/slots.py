@@ -26,12 +26,17 @@ _GOLDEN_ANGLE = cmath.pi * (3 - 5**0.5)
 
 @dataclass(frozen=True, eq=False)
 class StoredSystem:
-    """A diagonal system with complex states, and the maps between the old and new stored states."""
+    """A diagonal system with complex states, and the maps between the old and new stored states.
+
+    Of the states of each system of a bank the first `counts` `(*h,)` are in use, and they stand for `real_orders`
+    `(*h,)` real states; the others are without meaning until `pad` makes them idle.
+    """
 
     system: StateSpace
     restrict: ConjugateLinear
     embed: ConjugateLinear
-    real_order: int
+    counts: Tensor
+    real_orders: Tensor
 
 
 def store(full: StateSpace, projected: Projected, basis: ModalBasis, frame: Frame) -> StoredSystem:
@@ -48,77 +53,99 @@ def store(full: StateSpace, projected: Projected, basis: ModalBasis, frame: Fram
     if frame is Frame.COMPLEX:
         scale = state_scales(full, basis.poles, b, c)
         restrict, embed = ConjugateLinear(rows), ConjugateLinear(columns)
-        real_order = basis.slots
+        real_orders = basis.counts
     else:
         real = basis.is_real
         one = torch.ones(basis.slots, dtype=torch.complex128)
         b = b * torch.where(real, one * _REAL_B, one).unsqueeze(-1)
-        c = c * torch.where(real, one * _REAL_C, one * 2)
+        c = c * torch.where(real, one * _REAL_C, one * 2).unsqueeze(-2)
         scale = state_scales(full, basis.poles, b, c)
         restrict, embed = _stored_maps(rows, columns, real)
-        real_order = int((2 - real.long()).sum())
-    system = replace(full, a=basis.poles, b=b * scale.unsqueeze(-1), c=c / scale, d=small.d, log_a=None)
-    return StoredSystem(system, _scale_rows(restrict, scale), _scale_columns(embed, 1 / scale), real_order)
+        real_orders = 2 * basis.counts - real.sum(-1)
+    system = replace(full, a=basis.poles, b=b * scale.unsqueeze(-1), c=c / scale.unsqueeze(-2), d=small.d, log_a=None)
+    maps = _scale_rows(restrict, scale), _scale_columns(embed, 1 / scale)
+    return StoredSystem(system, *maps, basis.counts, real_orders)
 
 
 def pad(stored: StoredSystem, slots: int) -> StoredSystem:
-    """The same system with idle states up to `slots`: c = 0, and b of the usual size so that c can learn.
+    """The same system with `slots` stored states, idle ones after those in use: c = 0, and b of the usual size so that
+    c can learn.
 
-    No two idle states are alike: each has its own pole on a circle and its own direction of b.
+    No two idle states of a system are alike: each has its own pole on a circle and its own direction of b.
     """
     missing = slots - stored.system.order
-    if missing <= 0:
+    if missing <= 0 and bool((stored.counts == stored.system.order).all()):
         return stored
-    system, n = stored.system, stored.restrict.linear.shape[-1]
-    size = system.b.abs().mean() if system.b.numel() else system.b.new_ones(()).real
-    index = torch.arange(1, missing + 1, dtype=torch.float64)
-    idle_a = _PADDING_RADIUS * torch.exp(1j * _GOLDEN_ANGLE * index)
+    system, maps = stored.system, (stored.restrict, stored.embed)
+    place = torch.arange(slots)
+    idle = place >= stored.counts.unsqueeze(-1)  # (*h, slots)
+    index = (place - stored.counts.unsqueeze(-1) + 1).clamp_min(0).double()
+    sizes = _mean_size(system, stored.counts)
     channels = torch.arange(1, system.inputs + 1, dtype=torch.float64)
-    idle_b = torch.exp(1j * (_GOLDEN_ANGLE * channels**2 * index.unsqueeze(-1) + 1)) * size
-    zeros = torch.zeros(system.outputs, missing, dtype=torch.complex128)
+    idle_b = torch.exp(1j * (_GOLDEN_ANGLE * channels**2 * index.unsqueeze(-1) + 1)) * sizes[..., None, None]
+    idle_a = _PADDING_RADIUS * torch.exp(1j * _GOLDEN_ANGLE * index)
+
+    def grown(t: Tensor, dim: int) -> Tensor:
+        shape = list(t.shape)
+        shape[dim] = max(missing, 0)
+        return torch.cat([t, t.new_zeros(shape)], dim)
+
+    def cleared(transform: ConjugateLinear, dim: int) -> ConjugateLinear:
+        gone = idle.unsqueeze(-1 if dim == -2 else -2)
+        linear = grown(transform.linear, dim).masked_fill(gone, 0)
+        other = transform.conjugate
+        return ConjugateLinear(linear, None if other is None else grown(other, dim).masked_fill(gone, 0))
+
     padded = replace(
         system,
-        a=torch.cat([system.a, idle_a]),
-        b=torch.cat([system.b, idle_b]),
-        c=torch.cat([system.c, zeros], -1),
+        a=torch.where(idle, idle_a, grown(system.a, -1)),
+        b=torch.where(idle.unsqueeze(-1), idle_b, grown(system.b, -2)),
+        c=grown(system.c, -1).masked_fill(idle.unsqueeze(-2), 0),
     )
+    return StoredSystem(padded, cleared(maps[0], -2), cleared(maps[1], -1), stored.counts, stored.real_orders)
 
-    restrict = _extend(stored.restrict, stored.restrict.linear.new_zeros(missing, n), -2)
-    embed = _extend(stored.embed, stored.embed.linear.new_zeros(n, missing), -1)
-    return StoredSystem(padded, restrict, embed, stored.real_order)
+
+def _mean_size(system: StateSpace, counts: Tensor) -> Tensor:
+    """The mean |b| `(*h,)` over the states in use, 1 where there are none."""
+    used = torch.arange(system.order) < counts.unsqueeze(-1)
+    total = (system.b.abs() * used.unsqueeze(-1)).sum((-1, -2))
+    number = counts * system.inputs
+    return torch.where(number > 0, total / number.clamp_min(1), torch.ones_like(total))
 
 
 def pad_dense(system: StateSpace, restrict: Tensor, embed: Tensor, slots: int) -> tuple[StateSpace, Tensor, Tensor]:
-    """As `pad`, for a real dense system and its two maps: idle states with c = 0 and different poles and rows of b."""
-    missing = slots - system.order
+    """As `pad`, for real dense systems and their two maps: idle states with c = 0, different poles and rows of b."""
+    missing, n, h = slots - system.order, system.order, system.batch_shape
     if missing <= 0:
         return system, restrict, embed
-    size = system.b.abs().mean() if system.b.numel() else system.b.new_ones(())
+    size = system.b.abs().mean((-1, -2), keepdim=True) if system.b.numel() else system.b.new_ones(*h, 1, 1)
     index = torch.arange(1, missing + 1, dtype=torch.float64)
     channels = torch.arange(1, system.inputs + 1, dtype=torch.float64)
     idle_b = torch.cos(_GOLDEN_ANGLE * channels**2 * index.unsqueeze(-1) + 1) * size
-    a = torch.block_diag(system.a, torch.diag(_PADDING_RADIUS * torch.cos(_GOLDEN_ANGLE * index)))
-    b, c = torch.cat([system.b, idle_b]), torch.cat([system.c, system.c.new_zeros(system.outputs, missing)], -1)
-    restrict = torch.cat([restrict, restrict.new_zeros(missing, restrict.shape[-1])])
-    embed = torch.cat([embed, embed.new_zeros(embed.shape[0], missing)], -1)
+    a = system.a.new_zeros(*h, slots, slots)
+    a[..., :n, :n] = system.a
+    a[..., n:, n:] = torch.diag(_PADDING_RADIUS * torch.cos(_GOLDEN_ANGLE * index))
+    b = torch.cat([system.b, idle_b], -2)
+    c = torch.cat([system.c, system.c.new_zeros(*h, system.outputs, missing)], -1)
+    restrict = torch.cat([restrict, restrict.new_zeros(*h, missing, restrict.shape[-1])], -2)
+    embed = torch.cat([embed, embed.new_zeros(*h, embed.shape[-2], missing)], -1)
     return replace(system, a=a, b=b, c=c), restrict, embed
 
 
 def nothing(full: StateSpace, feedthrough: Tensor | None) -> StoredSystem:
     """The stored form of a system whose input-output map is `feedthrough` only: no states."""
-    n, empty = full.order, torch.zeros(0, dtype=torch.complex128)
+    n, h = full.order, full.batch_shape
+    empty = torch.zeros(*h, 0, dtype=torch.complex128)
     system = replace(
-        full, a=empty, b=empty.new_zeros(0, full.inputs), c=empty.new_zeros(full.outputs, 0), d=feedthrough, log_a=None
+        full,
+        a=empty,
+        b=empty.new_zeros(*h, 0, full.inputs),
+        c=empty.new_zeros(*h, full.outputs, 0),
+        d=feedthrough,
+        log_a=None,
     )
-    rows, columns = empty.new_zeros(0, n), empty.new_zeros(n, 0)
-    return StoredSystem(system, ConjugateLinear(rows, rows), ConjugateLinear(columns, columns), 0)
-
-
-def _extend(transform: ConjugateLinear, zeros: Tensor, dim: int) -> ConjugateLinear:
-    linear = torch.cat([transform.linear, zeros], dim)
-    return ConjugateLinear(
-        linear, None if transform.conjugate is None else torch.cat([transform.conjugate, zeros], dim)
-    )
+    rows, columns, none = empty.new_zeros(*h, 0, n), empty.new_zeros(*h, n, 0), torch.zeros(h, dtype=torch.long)
+    return StoredSystem(system, ConjugateLinear(rows, rows), ConjugateLinear(columns, columns), none, none)
 
 
 def _stored_maps(rows: Tensor, columns: Tensor, real: Tensor) -> tuple[ConjugateLinear, ConjugateLinear]:
@@ -129,12 +156,13 @@ def _stored_maps(rows: Tensor, columns: Tensor, real: Tensor) -> tuple[Conjugate
     row_gain = torch.where(
         real, torch.full((), _REAL_B, dtype=torch.complex128), torch.ones((), dtype=torch.complex128)
     )
-    from_re, from_im = rows[:, :n] * row_gain[:, None], rows[:, n:] * row_gain[:, None]
+    rows = rows * row_gain.unsqueeze(-1)
+    from_re, from_im = rows[..., :n], rows[..., n:]
     restrict = ConjugateLinear((from_re - 1j * from_im) / 2, (from_re + 1j * from_im) / 2)
-    to_x = columns[:n] + 1j * columns[n:]
-    mirrored = columns[:n].conj() + 1j * columns[n:].conj()
+    upper, lower, pair = columns[..., :n, :], columns[..., n:, :], pair.unsqueeze(-2)
+    to_x, mirrored = upper + 1j * lower, upper.conj() + 1j * lower.conj()
     # a real pole's state is eta = Re(e^{i phi} x'), whatever x' the gradient asks about
-    linear = to_x * torch.where(real, torch.full((), _REAL_C / 2, dtype=torch.complex128), pair)
+    linear = to_x * torch.where(real.unsqueeze(-2), torch.full((), _REAL_C / 2, dtype=torch.complex128), pair)
     conjugate = mirrored * pair + to_x * (1 - pair) * (_REAL_C.conjugate() / 2)
     return restrict, ConjugateLinear(linear, conjugate)
 
@@ -145,6 +173,5 @@ def _scale_rows(transform: ConjugateLinear, scale: Tensor) -> ConjugateLinear:
 
 
 def _scale_columns(transform: ConjugateLinear, scale: Tensor) -> ConjugateLinear:
-    return ConjugateLinear(
-        transform.linear * scale, None if transform.conjugate is None else transform.conjugate * scale
-    )
+    s = scale.unsqueeze(-2)
+    return ConjugateLinear(transform.linear * s, None if transform.conjugate is None else transform.conjugate * s)

@@ -191,7 +191,8 @@ class _Checker:
 
     def rewrite(self, layer: nn.Module, law: int, title: str) -> None:
         """Write the layer's own system back in other states."""
-        reduction = rewrite(self.read(layer, law, title), self.adapter.form)
+        shared = self.adapter.selection(layer).shared
+        reduction = rewrite(self.read(layer, law, title), self.adapter.form, shared=shared)
         self.apply(layer, self.write(layer, reduction, law, title), law, title)
 
     def apply(self, layer: nn.Module, update: LayerUpdate, law: int, title: str) -> None:
@@ -247,9 +248,9 @@ class _Checker:
         return decision.reduction
 
     def impulse(self, layer: nn.Module, law: int, title: str) -> Tensor:
-        """The layer's own impulse response `(L, p, m)`, from its forward pass."""
+        """The layer's own impulse response `(L, H p, H m)` of all its channels, from its forward pass."""
         like = reference_tensor(layer)
-        inputs = self.read(layer, law, title).inputs
+        inputs = self.read(layer, law, title).input_features
         u = torch.zeros(inputs, _LENGTH, inputs)
         u[range(inputs), 0, range(inputs)] = 1
         with torch.no_grad():
@@ -269,7 +270,7 @@ class _Checker:
 
     def require_same(self, law: int, title: str, layer: nn.Module, system: StateSpace, what: str) -> None:
         """The layer's impulse response equals the system's."""
-        wanted = system.markov_parameters(_LENGTH)
+        wanted = _side_by_side(system.markov_parameters(_LENGTH))
         found = self.impulse(layer, law, title)
         self.compare(law, title, found, wanted.real if wanted.is_complex() else wanted, what)
 
@@ -301,7 +302,7 @@ class _Checker:
     def require_finite(self, layer: nn.Module) -> None:
         """Forward and backward of a cut layer give finite numbers."""
         like = reference_tensor(layer)
-        u = torch.randn(2, 8, self.adapter.read(layer).inputs, generator=torch.Generator().manual_seed(0))
+        u = torch.randn(2, 8, self.adapter.read(layer).input_features, generator=torch.Generator().manual_seed(0))
         y = self.respond(layer, u.to(like.device, like.dtype), 3, "order")
         y.square().sum().backward()
         bad = [name for name, p in layer.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
@@ -316,7 +317,8 @@ class _Checker:
         """Law 4: the bound where there is one; elsewhere the stored system is the reduced one."""
         size = hinf_norm(full)
         if reduction.keep is None:
-            bound, what = error_bound(values, reduction.real_order), "2 * (sum of the discarded Hankel singular values)"
+            states = reduction.real_order if reduction.states is None else reduction.states
+            bound, what = error_bound(values, states), "2 * (sum of the discarded Hankel singular values)"
             found = hinf_norm(difference(full, stored))
         else:
             bound, what = 0.0, "the kept states unchanged"
@@ -326,6 +328,14 @@ class _Checker:
                 4, "bound", f"the H-infinity error after the cut is {found:.3e}", f"at most {bound:.3e}, {what}",
                 "write() does not store reduction.system: compare its poles, B and C with what read() gives afterwards",
             )  # fmt: skip
+
+
+def _side_by_side(response: Tensor) -> Tensor:
+    """Impulse responses `(*h, L, p, m)` of systems side by side as one, `(L, H p, H m)`, zero between them."""
+    response = response.reshape(-1, *response.shape[-3:])
+    systems, length, p, m = response.shape
+    eye = torch.eye(systems, dtype=response.dtype)
+    return torch.einsum("hlpm,hg->lhpgm", response, eye).reshape(length, systems * p, systems * m)
 
 
 def _tensors(layer: nn.Module) -> dict[str, Tensor]:

@@ -12,27 +12,31 @@ from compressm.linalg.statespace import StateSpace
 from compressm.reduction.result import ConjugateLinear, GramianSource, Reduction
 
 
-def rewrite(system: StateSpace, form: Form) -> Reduction:
-    """The whole system in reversed and rescaled states (DIAGONAL), a rotated basis (DENSE), or all kept (SELECTION)."""
-    n, white = system.order, GramianSource.WHITE
+def rewrite(system: StateSpace, form: Form, *, shared: bool = False) -> Reduction:
+    """The whole system in reversed and rescaled states (DIAGONAL), a rotated basis (DENSE), or all kept (SELECTION).
+
+    `shared`: all systems of a bank have one keep-set.
+    """
+    n, h, white = system.order, system.batch_shape, GramianSource.WHITE
     if form is Form.SELECTION:
-        eye = torch.eye(n, dtype=torch.complex128)
+        eye = torch.eye(n, dtype=torch.complex128).expand(*h, n, n)
+        keep = torch.arange(n) if shared else torch.arange(n).expand(*h, n).clone()
         maps = ConjugateLinear(eye), ConjugateLinear(eye.clone())
-        return Reduction(system, _real_order(system), *maps, torch.arange(n), 1.0, white, white)
+        return Reduction(system, _real_order(system), *maps, keep, 1.0, white, white)
     generator = torch.Generator().manual_seed(0)
     if form is Form.DENSE:
-        transform = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q
+        transform = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q.expand(*h, n, n)
         maps = ConjugateLinear(transform.mT.contiguous()), ConjugateLinear(transform)
         return Reduction(similarity(system, transform), n, *maps, None, 1.0, white, white)
     order = torch.arange(n).flip(0)
     scale = torch.exp(torch.randn(n, generator=generator, dtype=torch.float64) / 4)
-    eye = torch.eye(n, dtype=torch.complex128)[order]
+    eye = torch.eye(n, dtype=torch.complex128)[order].expand(*h, n, n)
     moved = replace(
         system,
-        a=system.a[order],
-        b=system.b[order] * scale.unsqueeze(-1),
-        c=system.c[:, order] / scale,
-        log_a=None if system.log_a is None else system.log_a[order],
+        a=system.a[..., order],
+        b=system.b[..., order, :] * scale.unsqueeze(-1),
+        c=system.c[..., order] / scale,
+        log_a=None if system.log_a is None else system.log_a[..., order],
     )
     maps = ConjugateLinear(eye * scale.unsqueeze(-1)), ConjugateLinear(eye.mT / scale)
     return Reduction(moved, _real_order(system), *maps, None, 1.0, white, white)

@@ -1,0 +1,131 @@
+"""The search for the largest order at which each system of a bank can be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from compressm.errors import UnsupportedReductionError
+from compressm.linalg.forms import in_frame
+from compressm.linalg.statespace import StateSpace
+from compressm.reduction.reducers import Projected, Reducer
+from compressm.reduction.weighting import Limits, Refusal, Weighting
+
+_MOST_NOTES = 2
+Stored = TypeVar("Stored")
+
+
+@dataclass(eq=False)
+class Notes:
+    """Why orders were passed over, for the report."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def condensed(self) -> str:
+        """In one line: the first, how many, and the last."""
+        if len(self.lines) <= _MOST_NOTES:
+            return "; ".join(self.lines)
+        return f"{self.lines[0]}; {len(self.lines) - 2} more like it; {self.lines[-1]}"
+
+    def fallbacks(self) -> tuple[str, ...]:
+        """What a report says where a lower order was taken."""
+        return (self.condensed() + "; a lower order was taken",) if self.lines else ()
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Systems side by side (one batch dimension), dense in the frame of their Gramian factors as well."""
+
+    system: StateSpace
+    dense: StateSpace
+    weighting: Weighting
+
+    @classmethod
+    def of(cls, system: StateSpace, weighting: Weighting) -> Bank:
+        """A bank with one batch dimension, whatever the batch of `system`: a single system is a bank of one."""
+        flat = system.with_batch(system.batch_shape.numel())
+        return cls(flat, in_frame(flat, weighting.factors.frame), weighting.flattened())
+
+    @property
+    def size(self) -> int:
+        """The number of systems."""
+        return self.system.batch_shape[0]
+
+    def part(self, index: Tensor) -> Bank:
+        """Some of the systems, by increasing indices."""
+        if len(index) == self.size:
+            return self
+        w = self.weighting
+        weighting = Weighting(w.factors[index], w.spectrum[index], w.controllability, w.observability, w.horizon)
+        return Bank(self.system[index], self.dense[index], weighting)
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt(Generic[Stored]):
+    """What came of storing projected systems: which were `accepted` `(H,)` and their stored form, or a refusal."""
+
+    accepted: Tensor
+    stored: Stored | None = None
+    refusal: Refusal | None = None
+
+
+def search(
+    bank: Bank,
+    ranks: Tensor,
+    states: int,
+    reducer: Reducer,
+    store: Callable[[Bank, Projected, Notes], Attempt[Stored]],
+    notes: Notes,
+) -> list[tuple[Tensor, Stored]] | Refusal:
+    """For each system the largest order, up to `states` and its rank, at which `store` accepts its reduction.
+
+    Returns indices of systems with their stored forms; systems of rank 0 are in none. All systems for which an order is
+    open are reduced and decomposed together. A refusal of `store`, or a system without any order, is the result.
+    """
+    pending = ranks > 0
+    found: list[tuple[Tensor, Stored]] = []
+    for order in range(min(states, int(ranks.max()) if ranks.numel() else 0), 0, -1):
+        index = (pending & (ranks >= order)).nonzero().flatten()
+        if len(index) == 0:
+            continue
+        part = bank.part(index)
+        try:
+            projected = reducer.reduce(part.dense, part.weighting.factors, part.weighting.spectrum, order)
+        except UnsupportedReductionError as error:
+            notes.lines.append(str(error))
+            continue
+        if projected.refused is not None and bool(projected.refused.any()):
+            notes.lines.append(projected.reason)
+        attempt = store(part, projected, notes)
+        if attempt.refusal is not None:
+            return attempt.refusal
+        if attempt.stored is not None:
+            found.append((index[attempt.accepted], attempt.stored))
+            pending[index[attempt.accepted]] = False
+    return Refusal(notes.condensed()) if bool(pending.any()) else found
+
+
+def stable_enough(
+    radius: Tensor, bank: Bank, order: int, limits: Limits, notes: Notes
+) -> tuple[Tensor, Refusal | None]:
+    """Which reduced systems `(H,)` are stable enough to be stored; a refusal where the Gramians are to blame.
+
+    With Gramians that guarantee stability only round-off is left: the last states have hardly a digit of their own.
+    """
+    limit = limits.largest_radius(bank.system, bank.weighting)
+    stable = radius < limit
+    if bool(stable.all()):
+        return stable, None
+    worst = int((radius - limit).argmax())
+    among = "" if bank.size == 1 else f" in the worst of {int((~stable).sum())} systems"
+    reason = (
+        f"the reduced system of {order} states has the spectral radius {float(radius[worst]):.6g}{among}, "
+        f"the limit is {float(limit[worst]):.6g}"
+    )
+    if not bank.weighting.guarantees_stability:
+        return stable, Refusal(reason, unstable=True)
+    notes.lines.append(reason)
+    return stable, None
