@@ -14,7 +14,7 @@ from compressm.surgery.parameters import apply_update
 from compressm.testing import check_adapter
 from compressm.testing.rewriting import rewrite
 
-KINDS = [LayerKind.S5]
+KINDS = [LayerKind.S5, LayerKind.S4D, LayerKind.S4, LayerKind.DSS]
 
 
 def forms(kind: LayerKind) -> list[dict[str, str]]:
@@ -56,7 +56,7 @@ def test_gradients_follow_a_change_of_states(kind, form) -> None:
         return {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}
 
     before = gradients()
-    update = adapter.write(layer, rewrite(adapter.read(layer), adapter.form))
+    update = adapter.write(layer, rewrite(adapter.read(layer), adapter.form, shared=adapter.selection(layer).shared))
     expected = {name: new for m in update.maps for name, new in (m.covectors(before) or {}).items()}
     apply_update(layer, update)
     after = gradients()

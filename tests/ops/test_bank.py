@@ -9,7 +9,8 @@ import torch
 
 from compressm.errors import InvalidSystemError
 from compressm.layers.layout import Layout
-from compressm.ops.bank import bank_lti, bank_reference, bank_response
+from compressm.ops.bank import bank_lti, bank_reference
+from compressm.ops.bank_response import bank_response
 
 
 def bank(width, order, *, radius=(0.5, 0.999), dtype=torch.float64, seed=0):
@@ -28,18 +29,21 @@ def test_against_the_loop(batch, length, width, order) -> None:
     parameters, u = bank(width, order), torch.randn(batch, length, width, dtype=torch.float64)
     wanted = bank_reference(*parameters, u)
     feed = torch.randn(width, dtype=torch.float64)
-    assert torch.allclose(bank_lti(*parameters, u), wanted, atol=1e-11)
-    assert torch.allclose(
-        bank_lti(*parameters, Layout.CHANNELS.arrange(u), feedthrough=feed), wanted + feed * u, atol=1e-11
-    )
+    arranged = Layout.CHANNELS.arrange(u)
+    for blocks in (None, False, True):
+        assert torch.allclose(bank_lti(*parameters, u, in_blocks=blocks), wanted, atol=1e-11)
+        fed = bank_lti(*parameters, arranged, feedthrough=feed, in_blocks=blocks)
+        assert torch.allclose(fed, wanted + feed * u, atol=1e-11)
 
 
 @pytest.mark.parametrize("shape", [(0, 9, 3), (2, 0, 3)])
 def test_empty_inputs_have_gradients(shape) -> None:
     parameters = [p.requires_grad_() for p in bank(3, 4)]
-    y = bank_lti(*parameters, torch.zeros(shape, dtype=torch.float64), feedthrough=torch.zeros(3))
-    assert y.shape == shape
-    y.sum().backward()
+    for blocks in (False, True):
+        u = torch.zeros(shape, dtype=torch.float64)
+        y = bank_lti(*parameters, u, feedthrough=torch.zeros(3), in_blocks=blocks)
+        assert y.shape == shape
+        y.sum().backward()
 
 
 @pytest.mark.parametrize("length", [1, 20, 37])
@@ -47,7 +51,19 @@ def test_gradients_are_those_of_finite_differences(length) -> None:
     parameters = [p.requires_grad_() for p in bank(2, 3)]
     u = torch.randn(2, length, 2, dtype=torch.float64, requires_grad=True)
     feed = torch.randn(2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *p: bank_lti(*p[:-1], feedthrough=p[-1]), (*parameters, u, feed))
+    assert torch.autograd.gradcheck(
+        lambda *p: bank_lti(*p[:-1], feedthrough=p[-1], in_blocks=False), (*parameters, u, feed)
+    )
+
+
+@pytest.mark.parametrize("length", [1, 64, 130])
+def test_gradients_in_blocks_are_those_of_the_convolution(length) -> None:
+    leaves = [p.requires_grad_() for p in (*bank(3, 4), torch.randn(2, length, 3, dtype=torch.float64))]
+    weight = torch.randn(2, length, 3, dtype=torch.float64)
+    found, wanted = (
+        torch.autograd.grad((bank_lti(*leaves, in_blocks=blocks) * weight).sum(), leaves) for blocks in (True, False)
+    )
+    assert all(torch.allclose(f, w, atol=1e-10) for f, w in zip(found, wanted, strict=True))
 
 
 def test_long_memory_in_single_precision() -> None:

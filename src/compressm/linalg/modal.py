@@ -81,18 +81,21 @@ def state_scales(system: StateSpace, poles: Tensor, b: Tensor, c: Tensor) -> Ten
     """Positive scales for the states of a reduced diagonal system, so that its weights are sized like the layer's.
 
     A diagonal system leaves the size of each state free. The scale s (b -> s b, c -> c / s) is chosen so that the ratio
-    of |b| / sqrt(1 - |pole|^2) (the state's standard deviation under white input) to |c| is the median one of `system`.
+    of |b| / sqrt(1 - |pole|^2) (the state's standard deviation under white input) to |c| is the median one of `system`;
+    1 where `system` is dense.
     """
 
     def sizes(poles: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         decay = (1 - poles.abs() ** 2).clamp_min(1e-12).sqrt()
         return torch.linalg.vector_norm(b, dim=-1) / decay, torch.linalg.vector_norm(c, dim=-2)
 
-    b_full, c_full = sizes(system.a, system.b, system.c)
     b_size, c_size = sizes(poles, b, c)
-    if c_full.numel() == 0 or c_size.numel() == 0:
+    if system.order == 0 or c_size.numel() == 0:
         return torch.ones_like(b_size)
-    reference = (b_full.median(-1, keepdim=True).values) / c_full.median(-1, keepdim=True).values
+    reference = b_size.new_ones(())
+    if system.is_diagonal:
+        b_full, c_full = sizes(system.a, system.b, system.c)
+        reference = (b_full.median(-1, keepdim=True).values) / c_full.median(-1, keepdim=True).values
     squared = reference * c_size / b_size
     usable = torch.isfinite(squared) & (squared > 0)
     return torch.where(usable, squared, torch.ones_like(squared)).sqrt()

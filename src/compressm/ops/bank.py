@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,17 +10,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from compressm.errors import InvalidSystemError
+from compressm.ops.bank_blocks import bank_blocked, blocks_are_faster
+from compressm.ops.bank_response import bank_response
 from compressm.ops.convolution import good_size
 from compressm.ops.precision import precise, working_dtype
 
-# Powers below exp(-cutoff) count as zero: far below rounding, and the product of two of them is not yet subnormal.
-_CUTOFF = {torch.float32: 40.0, torch.float64: 350.0}
 _GROUP_BYTES = 1 << 21  # one group's signals: its transforms fit a core's second-level cache
-_LANES = 16  # the short side of the matrix product is a multiple of a vector register
 
 
 def bank_lti(
-    nu: Tensor, theta: Tensor, w_re: Tensor, w_im: Tensor, u: Tensor, *, feedthrough: Tensor | None = None
+    nu: Tensor,
+    theta: Tensor,
+    w_re: Tensor,
+    w_im: Tensor,
+    u: Tensor,
+    *,
+    feedthrough: Tensor | None = None,
+    in_blocks: bool | None = None,
 ) -> Tensor:
     """In each channel y_k = Re(sum_n w_n x_kn) + D u_k, with x_kn = exp(-nu_n + i theta_n) x_{k-1,n} + u_k.
 
@@ -30,15 +35,20 @@ def bank_lti(
 
     Shapes: nu, theta, w_re, w_im (H, N); u (batch, L, H); feedthrough (H,); returns (batch, L, H) in the dtype of
     `u`; the arithmetic is in float64 for a float64 input and in float32 otherwise, under autocast too. Channel-first
-    memory costs no copies. `nu` may be infinite for a pole at zero.
+    memory costs no copies. `nu` may be infinite for a pole at zero. Runs in blocks of
+    time or, if not `in_blocks`, as a convolution; None lets the sizes decide.
 
     Raises InvalidSystemError where shapes do not fit together.
     """
     _check(nu, theta, w_re, w_im, u, feedthrough)
     with torch.autocast(device_type=u.device.type, enabled=False):
         dtype = working_dtype(u)
-        kernel = bank_response(nu, theta, w_re.to(dtype), w_im.to(dtype), u.shape[1])
-        return bank_convolution(u.to(dtype), kernel, feedthrough).to(u.dtype)
+        w_re, w_im, v = w_re.to(dtype), w_im.to(dtype), u.to(dtype)
+        if blocks_are_faster(u.shape[0], u.shape[1], nu.shape[1]) if in_blocks is None else in_blocks:
+            y = bank_blocked(nu, theta, w_re, w_im, v)
+            return (y if feedthrough is None else torch.addcmul(y, v, feedthrough.to(dtype))).to(u.dtype)
+        kernel = bank_response(nu, theta, w_re, w_im, u.shape[1])
+        return bank_convolution(v, kernel, feedthrough).to(u.dtype)
 
 
 def bank_step(
@@ -64,19 +74,7 @@ def bank_reference(nu: Tensor, theta: Tensor, w_re: Tensor, w_im: Tensor, u: Ten
     for k in range(u.shape[1]):
         x = pole * x + u[:, k, :, None]
         outputs.append((x * w).sum(-1).real)
-    return torch.stack(outputs, dim=1) if outputs else u.sum() + u.new_zeros(u.shape)
-
-
-def bank_response(nu: Tensor, theta: Tensor, w_re: Tensor, w_im: Tensor, length: int) -> Tensor:
-    """K[h, l] = Re(sum_n w[h, n] lambda[h, n]^l) for l < length, (H, length), with lambda = exp(-nu + i theta).
-
-    With l = q T + r and T about sqrt(length) the powers split, and K is for each channel a real matrix product of
-    (w lambda^{qT}) with (lambda^r): no array of the size length * N is ever formed.
-    """
-    if nu.numel() == 0 or length == 0:
-        return w_re.sum() + w_re.new_zeros(nu.shape[0], length)
-    kernel: Tensor = _BankResponse.apply(nu, theta, w_re, w_im, length)
-    return kernel
+    return torch.stack(outputs, dim=1) if outputs else u + w_re.sum()
 
 
 def bank_convolution(u: Tensor, kernel: Tensor, feedthrough: Tensor | None = None) -> Tensor:
@@ -88,73 +86,6 @@ def bank_convolution(u: Tensor, kernel: Tensor, feedthrough: Tensor | None = Non
         return u + kernel.sum()
     y: Tensor = _BankConvolution.apply(u.permute(2, 0, 1), kernel)
     return y.permute(1, 2, 0)
-
-
-def _powers(nu: Tensor, theta: Tensor, count: int, stride: int, dtype: torch.dtype) -> Tensor:
-    """exp((-nu + i theta) stride k) for k < count, (H, count, N) complex.
-
-    By doubling, from powers that are exact in float64 at each level: one rounding a level, and no more than
-    N log2(count) exponentials.
-    """
-    nu, theta = precise(nu).clamp(max=2 * _CUTOFF[dtype]), precise(theta)
-    result = torch.empty(nu.shape[0], count, nu.shape[1], dtype=dtype.to_complex(), device=nu.device)
-    result[:, 0] = 1
-    filled = 1
-    while filled < count:
-        decay = nu * (stride * filled)
-        radius = torch.exp(-decay).masked_fill_(decay > _CUTOFF[dtype], 0.0)
-        power = torch.polar(radius, theta * (stride * filled)).to(result.dtype)
-        after = result[:, filled : 2 * filled]
-        torch.mul(result[:, : after.shape[1]], power[:, None], out=after)
-        filled += after.shape[1]
-    return result
-
-
-def _pairs(x: Tensor) -> Tensor:
-    """(*, K, N) complex as a (*, K, 2 N) real view."""
-    return torch.view_as_real(x).flatten(-2)
-
-
-class _BankResponse(torch.autograd.Function):
-    """Written out because the graph of the powers would cost more than the matrix products.
-
-    With G the gradient of a product P = p^k X of a power and a weight, the gradient of log p is sum_k k conj(P_k) G_k.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, nu: Tensor, theta: Tensor, w_re: Tensor, w_im: Tensor, length: int) -> Tensor:
-        root = math.isqrt(max(length - 1, 0)) + 1
-        fine = max(1, min(length, -(-root // _LANES) * _LANES))
-        coarse = -(-length // fine)
-        along = _powers(nu, theta, fine, 1, w_re.dtype)  # (H, T, N)
-        across = _powers(nu, theta, coarse, fine, w_re.dtype)  # (H, Q, N)
-        weight = torch.complex(w_re, w_im)
-        left = (
-            weight[:, None] * across
-        ).conj_physical_()  # conjugate: Re(l r) is the dot product of pairs (conj(l), r)
-        kernel = torch.bmm(_pairs(left), _pairs(along).mT).flatten(1)
-        ctx.save_for_backward(left, along, across, weight)
-        ctx.dtypes, ctx.steps = (nu.dtype, theta.dtype), (fine, coarse)
-        return kernel[:, :length].contiguous()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        left, along, across, weight = ctx.saved_tensors
-        fine, coarse = ctx.steps
-        channels, order = weight.shape
-        grad = torch.nn.functional.pad(grad, (0, coarse * fine - grad.shape[1])).view(channels, coarse, fine)
-        shape = (channels, -1, order, 2)
-        grad_left = torch.view_as_complex(torch.bmm(grad, _pairs(along)).view(shape))  # of conj(w lambda^{qT})
-        grad_along = torch.view_as_complex(torch.bmm(grad.mT, _pairs(left)).view(shape))
-        steps = torch.arange(fine, device=grad.device, dtype=grad.dtype)[:, None]
-        strides = torch.arange(coarse, device=grad.device, dtype=grad.dtype)[:, None] * fine
-        by_power = grad_left.mul_(across)
-        grad_weight = by_power.sum(1).conj()
-        grad_log = (by_power * strides).sum(1).conj() * weight.conj()
-        grad_log += (grad_along.mul_(along.conj()) * steps).sum(1)
-        nu_type, theta_type = ctx.dtypes
-        return -grad_log.real.to(nu_type), grad_log.imag.to(theta_type), grad_weight.real, grad_weight.imag, None
 
 
 class _BankConvolution(torch.autograd.Function):

@@ -8,6 +8,7 @@ import torch
 
 from compressm.adapters.base import Form
 from compressm.linalg.forms import similarity
+from compressm.linalg.modal import modal_basis
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.result import ConjugateLinear, GramianSource, Reduction
 
@@ -15,6 +16,7 @@ from compressm.reduction.result import ConjugateLinear, GramianSource, Reduction
 def rewrite(system: StateSpace, form: Form, *, shared: bool = False) -> Reduction:
     """The whole system in reversed and rescaled states (DIAGONAL), a rotated basis (DENSE), or all kept (SELECTION).
 
+    A dense system of a layer that is diagonal once it is cut is taken to its eigenvectors.
     `shared`: all systems of a bank have one keep-set.
     """
     n, h, white = system.order, system.batch_shape, GramianSource.WHITE
@@ -28,6 +30,11 @@ def rewrite(system: StateSpace, form: Form, *, shared: bool = False) -> Reductio
         transform = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q.expand(*h, n, n)
         maps = ConjugateLinear(transform.mT.contiguous()), ConjugateLinear(transform)
         return Reduction(similarity(system, transform), n, *maps, None, 1.0, white, white)
+    if not system.is_diagonal:
+        basis = modal_basis(system.a, merge_pairs=False)
+        b, c = basis.left @ system.b.to(basis.left.dtype), system.c.to(basis.right.dtype) @ basis.right
+        maps = ConjugateLinear(basis.left), ConjugateLinear(basis.right)
+        return Reduction(replace(system, a=basis.poles, b=b, c=c), _real_order(system), *maps, None, 1.0, white, white)
     order = torch.arange(n).flip(0)
     scale = torch.exp(torch.randn(n, generator=generator, dtype=torch.float64) / 4)
     eye = torch.eye(n, dtype=torch.complex128)[order].expand(*h, n, n)

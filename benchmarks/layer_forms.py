@@ -1,0 +1,108 @@
+"""One forward and backward pass of each kind of layer against the plain loop over time of its own recurrence.
+
+    python benchmarks/layer_forms.py              # batch 16, L 512, H 32, N 32
+    python benchmarks/layer_forms.py --smoke      # tiny shapes, a few seconds
+
+The loop is plain torch under autograd: the discrete system once from the parameters, then one step after the other.
+A kind without such a loop of its own here runs its `step` instead. Calls of both alternate, so that a busy machine
+slows both; the first call of each is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from _report import RESULTS, table, write
+from torch import Tensor
+
+from compressm.layers import DSS, FAMILIES, LSSL, S4, S4D, DenseSystem, DiagonalSystem, LayerKind, SequenceLayer
+from compressm.ops import bank_reference, dense_reference, diagonal_reference
+
+SHAPE, SMOKE_SHAPE = (16, 512, 32, 32), (2, 24, 3, 4)  # batch, L, H, N
+
+
+def plain(layer: SequenceLayer, u: Tensor) -> Tensor:
+    """The layer's output by a plain loop over time."""
+    match layer:
+        case S4D() | DSS():
+            return bank_reference(*layer._system(), u) + layer.D * u
+        case S4():
+            a, b, c = (t.to(torch.complex64) for t in layer.sampled())
+            return dense_bank_loop(a, b, c, u).real + layer.D * u
+        case LSSL():
+            a, b = (t.to(u.dtype) for t in layer.sampled())
+            return dense_bank_loop(a, b, layer.C, u) + layer.D * u
+    match layer.system():
+        case DiagonalSystem(nu, theta, b_re, b_im, c_re, c_im, d):
+            return diagonal_reference(nu, theta, b_re, b_im, c_re, c_im, u) + d * u
+        case DenseSystem(a, b, c, d):
+            return dense_reference(a, b, c, u) + u @ d.mT
+    state, outputs = layer.initial_state(len(u)), []
+    for k in range(u.shape[1]):
+        y, state = layer.step(u[:, k], state)
+        outputs.append(y)
+    return torch.stack(outputs, 1)
+
+
+def dense_bank_loop(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> Tensor:
+    x, outputs = b.new_zeros(len(u), *b.shape), []
+    for k in range(u.shape[1]):
+        x = torch.einsum("hij,bhj->bhi", a, x) + b * u[:, k, :, None]
+        outputs.append((c * x).sum(-1))
+    return torch.stack(outputs, 1)
+
+
+def race(layer: SequenceLayer, u: Tensor, rounds: int) -> tuple[float, float]:
+    """Median milliseconds of forward and backward: the layer's sequence form, and the plain loop."""
+    arranged = layer.layout(u.shape[0], u.shape[1]).arrange(u)
+    weight = torch.randn(u.shape)
+    leaves = [p for p in layer.parameters() if p.requires_grad]
+
+    def timed(run: Callable[[], Tensor]) -> float:
+        start = time.perf_counter()
+        torch.autograd.grad((run() * weight).sum(), leaves)
+        return 1e3 * (time.perf_counter() - start)
+
+    found = [(timed(lambda: layer(arranged)), timed(lambda: plain(layer, u))) for _ in range(rounds + 1)][1:]
+    return statistics.median(f for f, _ in found), statistics.median(p for _, p in found)
+
+
+def rows(shape: tuple[int, int, int, int], rounds: int) -> list[dict[str, object]]:
+    batch, length, width, order = shape
+    measured: list[dict[str, object]] = []
+    for kind in LayerKind:
+        torch.manual_seed(0)
+        layer, u = FAMILIES[kind].layer(width, order).train(), torch.randn(batch, length, width)
+        with torch.no_grad():
+            wanted, found = plain(layer, u), layer(u)
+        assert torch.allclose(found, wanted, atol=1e-3 * float(wanted.abs().max())), kind
+        form, loop = race(layer, u, rounds)
+        measured.append(
+            {"layer": kind.value, "sequence form ms": form, "plain loop ms": loop, "loop / form": loop / form}
+        )
+        print(table(measured[-1:]).splitlines()[-1], flush=True)
+    return measured
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, nothing written to the results")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    shape, rounds = (SMOKE_SHAPE, 1) if arguments.smoke else (SHAPE, 7)
+    heading = "Forward and backward: batch {}, L {}, H {}, N {}".format(*shape)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) if arguments.smoke else RESULTS
+        measured = {heading: rows(shape, rounds)}
+        print(write("layer_forms", "Kinds of layers: sequence form and plain loop", measured, folder).read_text())
+
+
+if __name__ == "__main__":
+    main()
