@@ -229,6 +229,20 @@ def test_bad_input_leaves_the_state_as_it_was() -> None:
     assert torch.allclose(last, model(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("kind", [LayerKind.LRU, LayerKind.DENSE, LayerKind.S4D])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+@torch.no_grad()
+def test_numbers_that_are_not_finite_pass_through_and_reset_forgets_them(kind, batch, bad) -> None:
+    model = build(layer=kind)
+    streamer, x = Streamer(model, batch), sequences(model, batch, 30)
+    spoilt = torch.full((batch, 2), bad)
+    wanted, _ = model.step(spoilt, model.initial_state(batch))
+    assert torch.equal(streamer.step(spoilt).isfinite(), wanted.isfinite())
+    streamer.reset()
+    assert error(streamer, model, x) <= 1e-5
+
+
 def test_tokens_outside_the_vocabulary_leave_the_state_as_it_was() -> None:
     model = build(vocabulary=5)
     streamer = Streamer(model)

@@ -26,8 +26,8 @@ class DSSAdapter(StateSpaceAdapter):
     """A bank of H systems y = Re(C x) + D u whose poles e^{s d_h} have the continuous poles s in common.
 
     A general change of states would give each channel poles of its own, which the layer cannot store. So it keeps a
-    choice of its states, one for all channels; their output weights may be fitted anew. `compressm.convert.convert_` makes it
-    a layer with poles for each channel, for balancing.
+    choice of its states, one for all channels; their output weights may be fitted anew.
+    `compressm.convert.convert_` makes it a layer with poles for each channel, for balancing.
     """
 
     form = Form.SELECTION

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compressm.errors import ConfigError
 from compressm.layers.base import SequenceLayer, check_size, member
 from compressm.layers.hippo import DiagonalInit, check_steps, initial_poles, log_uniform
+from compressm.layers.systems import DiagonalBank
 from compressm.ops.bank import bank_lti, bank_step
 from compressm.ops.precision import precise
 from compressm.ops.sampling import Sampled, Sampling, sample
@@ -95,6 +96,9 @@ class DSS(SequenceLayer):
     def wants_channel_first(self, batch: int, length: int) -> bool:
         """Always: every channel is a convolution of its own."""
         return True
+
+    def system(self) -> DiagonalBank:
+        return DiagonalBank(*self._system(), self.D)
 
     def initial_state(self, batch: int) -> Tensor:
         """The zero state (batch, H, N, 2): real and imaginary parts, in float32 or wider."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from compressm.layers.base import SequenceLayer, check_size, member
 from compressm.layers.hippo import DiagonalInit, check_steps, initial_poles, log_uniform
 from compressm.layers.layout import Layout
+from compressm.layers.systems import DiagonalBank
 from compressm.ops.bank import bank_lti, bank_step
 from compressm.ops.precision import precise
 from compressm.ops.sampling import Sampled, Sampling, sample
@@ -78,6 +79,9 @@ class S4D(SequenceLayer):
     def layout(self, batch: int, length: int) -> Layout:
         """Channels first, always: every channel is a convolution of its own."""
         return Layout.CHANNELS
+
+    def system(self) -> DiagonalBank:
+        return DiagonalBank(*self._system(), self.D)
 
     def initial_state(self, batch: int) -> Tensor:
         """The zero state (batch, H, N, 2): real and imaginary parts, in float32 or wider."""

@@ -37,4 +37,19 @@ class DenseSystem:
     d: Tensor
 
 
-LinearSystem = DiagonalSystem | DenseSystem
+@dataclass(frozen=True)
+class DiagonalBank:
+    """x_k = l x_{k-1} + u_k and y_k = Re(sum_n w x_k) + d u_k in each channel, with w = w_re + i w_im.
+
+    l = exp(-nu + i theta); nu, theta, w_re, w_im (H, N); d (H,). The state is (batch, H, N, 2): real and imaginary
+    parts.
+    """
+
+    nu: Tensor
+    theta: Tensor
+    w_re: Tensor
+    w_im: Tensor
+    d: Tensor
+
+
+LinearSystem = DiagonalSystem | DenseSystem | DiagonalBank

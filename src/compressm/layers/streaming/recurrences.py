@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressm.layers.base import SequenceLayer
 from compressm.layers.streaming.vectors import Call, Tables, Vectors, product
-from compressm.layers.systems import DenseSystem, DiagonalSystem, LinearSystem
+from compressm.layers.systems import DenseSystem, DiagonalBank, DiagonalSystem, LinearSystem
 from compressm.ops.precision import precise
 
 
@@ -40,6 +40,8 @@ def system_recurrence(
             return _diagonal(system, around, source, target, tables)
         case DenseSystem():
             return _dense(system, around, source, target, tables)
+        case DiagonalBank():
+            return _bank(system, around, source, target)
 
 
 def step_recurrence(layer: SequenceLayer, gain: float, source: Vectors, target: Tensor) -> Recurrence:
@@ -86,5 +88,25 @@ def _dense(system: DenseSystem, around: Around, source: Vectors, target: Tensor,
         *product(torch.cat([a, b * scale], 1), b @ shift, inputs, after, tables),
         partial(state.copy_, after),
         *product(around.gain * torch.cat([c, d * scale], 1), around.gain * (d @ shift), inputs, target, tables),
+    ]
+    return Recurrence(calls, state)
+
+
+def _bank(system: DiagonalBank, around: Around, source: Vectors, target: Tensor) -> Recurrence:
+    (batch, width), order = target.shape, system.nu.shape[1]
+    memory = target.new_zeros(batch, width, order + 1, 2)  # each channel's states, then its input
+    state, u = memory[:, :, :order], memory[:, :, order, 0]
+    moving, driving = torch.view_as_complex(memory).split([order, 1], 2)
+    scale, shift = around.scale.to(target), around.shift.to(target)
+    pole = torch.polar(torch.exp(-precise(system.nu)), precise(system.theta)).to(moving.dtype)
+    read = torch.stack([precise(system.w_re), -precise(system.w_im)], 2)
+    through = torch.stack([precise(system.d), torch.zeros_like(precise(system.d))], 1)
+    weights = (around.gain * torch.cat([read, through[:, None]], 1)).to(target)
+    products = torch.empty_like(memory)
+    calls: list[Call] = [
+        partial(torch.addcmul, shift, scale, source.values, out=u),
+        partial(torch.addcmul, driving, pole, moving, out=moving),
+        partial(torch.mul, memory, weights, out=products),
+        partial(torch.sum, products.flatten(2), -1, out=target),
     ]
     return Recurrence(calls, state)

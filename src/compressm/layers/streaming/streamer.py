@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from operator import attrgetter
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,7 +65,7 @@ class Streamer:
         program = self._program
         if x.shape != program.inputs.shape:
             raise ConfigError(f"The input has shape {tuple(x.shape)}; wanted {tuple(program.inputs.shape)}.")
-        with torch.inference_mode():
+        with torch.inference_mode(), np.errstate(all="ignore"):  # not finite: as in PyTorch, no warning
             program.inputs.copy_(x)
             for call in program.calls:
                 call()
