@@ -92,7 +92,7 @@ def arrays_of(shape: Shape) -> Iterator[Path]:
         yield path
 
 
-def compare(running: Mapping[str, Worker], allowed: float, gradients_allowed: float) -> None:
+def compare(running: Mapping[str, Worker], allowed: float = 1e-4, gradients_allowed: float = 1e-3) -> None:
     """Stop unless all workers give the first one's output and gradients.
 
     An error is the largest difference relative to the largest entry of the first worker's array.
