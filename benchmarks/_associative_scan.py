@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from compressm.layers import LRU
+from compressm.layers.layout import Layout
 
 _BLOCK = 8  # steps of the pole's gradient summed at a time, while they are in cache
 
@@ -95,3 +96,7 @@ class ScanLRU(LRU):
         b = torch.stack([gamma * self.B_re, gamma * self.B_im], dim=1).flatten(0, 1)
         c = torch.stack([self.C_re, -self.C_im], dim=2).flatten(1)
         return torch.addcmul(_Scanned.apply(pole.real, pole.imag, b, c, u), u, self.D)
+
+    def layout(self, batch: int, length: int) -> Layout:
+        """Time first: the scan's rows."""
+        return Layout.TIME

@@ -1,4 +1,4 @@
-"""What is timed in torch: the library, in one of its forms or its own choice, the plain scan, and matrix products."""
+"""What is timed in torch: the library, in one of its forms or as it chooses, the plain scan, and matrix products."""
 
 from __future__ import annotations
 
@@ -10,26 +10,43 @@ from torch import Tensor
 from torch.nn import functional
 
 from compressm.layers import LRU, ModelConfig, SequenceModel
-from compressm.layers.layout import channel_first
-from compressm.ops import Form, diagonal_lti, keep_freed_memory
+from compressm.ops import CostTable, Form, keep_freed_memory, kernels_run, use_cost_table, use_kernels
 
-SGEMM = 2048  # rows and columns of the matrix product that stands for the machine's peak
+LIBRARY, WITHOUT_NUMBA, SCAN, SGEMM = "library", "library without numba", "torch scan", "sgemm"
+SGEMM_SIZE = 2048  # rows and columns of the matrix product that stands for the machine's peak
+
+
+def forms() -> list[str]:
+    """The library in each of the forms that run here."""
+    known = [form for form in Form if form is not Form.REFERENCE and (form is not Form.LANES or kernels_run())]
+    return [f"{LIBRARY}:{form.value}" for form in known]
 
 
 def build(kind: str, task: str, shape: Shape, arrays: Arrays) -> Contender:
-    """The contender `kind` ("library", "library:FORM", "torch scan" or "sgemm") at the task "step" or "layer"."""
+    """The contender `kind` at the task "step" or "layer".
+
+    It is "library", as it chooses; "library:FORM"; "library without numba"; "torch scan", in torch alone; or "sgemm".
+    """
     keep_freed_memory()
-    if kind == "sgemm":
+    use_kernels(kind not in (WITHOUT_NUMBA, SCAN))
+    if kind == SGEMM:
         return Sgemm()
+    if kind not in (LIBRARY, WITHOUT_NUMBA, SCAN):
+        _force(Form(kind.removeprefix(f"{LIBRARY}:")))
     return (TrainingStep if task == "step" else Layer)(kind, shape, arrays)
+
+
+def _force(form: Form) -> None:
+    """Let the cost model choose this form, whatever the sizes."""
+    use_cost_table(CostTable({other.value: 1e12 for other in Form if other is not form}))
 
 
 class Sgemm(Contender):
     """One product of two square matrices in float32."""
 
     def __init__(self) -> None:
-        self._a, self._b = torch.randn(SGEMM, SGEMM), torch.randn(SGEMM, SGEMM)
-        self._product = torch.empty(SGEMM, SGEMM)
+        self._a, self._b = torch.randn(SGEMM_SIZE, SGEMM_SIZE), torch.randn(SGEMM_SIZE, SGEMM_SIZE)
+        self._product = torch.empty(SGEMM_SIZE, SGEMM_SIZE)
 
     def run(self, count: int) -> None:
         for _ in range(count):
@@ -42,7 +59,7 @@ class TrainingStep(Contender):
     def __init__(self, kind: str, shape: Shape, arrays: Arrays) -> None:
         self._kind, self._shape, self._arrays = kind, shape, arrays
         self._model = self._build(ModelConfig.dropout)
-        self._optimizer = torch.optim.Adam(self._model.parameters(), lr=4e-4, foreach=True)
+        self._optimizer = torch.optim.Adam(self._model.parameters(), lr=4e-4, fused=True)
         self._x, self._labels = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["labels"])
 
     def run(self, count: int) -> None:
@@ -63,9 +80,9 @@ class TrainingStep(Contender):
         shape = self._shape
         config = ModelConfig(width=shape.width, order=shape.order, blocks=shape.blocks, dropout=dropout)
         model = SequenceModel(config)
-        if self._kind != "library":
+        if self._kind == SCAN:
             for block in model.blocks:
-                block.ssm = _recurrent_layer(self._kind, shape)
+                block.ssm = ScanLRU(shape.width, shape.order)
         model.load_state_dict(_parameters(self._arrays))
         return model
 
@@ -74,14 +91,13 @@ class Layer(Contender):
     """One layer's output and its gradients, for a given gradient of the output."""
 
     def __init__(self, kind: str, shape: Shape, arrays: Arrays) -> None:
-        self._layer = _recurrent_layer(kind, shape)
+        self._layer = (ScanLRU if kind == SCAN else LRU)(shape.width, shape.order)
         prefix = "blocks.0.ssm."
         own = {k.removeprefix(prefix): v for k, v in _parameters(arrays).items() if k.startswith(prefix)}
         self._layer.load_state_dict(own)
-        u, grad = torch.from_numpy(arrays["u"]), torch.from_numpy(arrays["grad"])
-        if self._layer.wants_channel_first(shape.batch, shape.length):
-            u, grad = channel_first(u), channel_first(grad)
-        self._u, self._grad = u.requires_grad_(), grad
+        layout = self._layer.layout(shape.batch, shape.length)
+        self._u = layout.arrange(torch.from_numpy(arrays["u"])).requires_grad_()
+        self._grad = layout.arrange(torch.from_numpy(arrays["grad"]))
 
     def run(self, count: int) -> None:
         for _ in range(count):
@@ -96,39 +112,6 @@ class Layer(Contender):
     def _both(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         y = self._layer(self._u)
         return y, torch.autograd.grad(y, [self._u, *self._layer.parameters()], self._grad)
-
-
-class FormLRU(LRU):
-    """The LRU with its form laid down."""
-
-    form = Form.REFERENCE
-
-    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
-        """As LRU.forward, for unpadded input."""
-        if mask is not None:
-            raise ValueError("The benchmark takes no mask.")
-        gamma = self.gamma_log.exp()[:, None]
-        nu, theta = self.nu_log.double().exp(), self.theta_log.double().exp()
-        b_re, b_im = gamma * self.B_re, gamma * self.B_im
-        return diagonal_lti(nu, theta, b_re, b_im, self.C_re, self.C_im, u, self.form, feedthrough=self.D)
-
-    def wants_channel_first(self, batch: int, length: int) -> bool:
-        """As the form does, whatever the cost model would choose."""
-        return self.form is Form.CONVOLUTION
-
-
-def _recurrent_layer(kind: str, shape: Shape) -> LRU:
-    match kind.split(":"):
-        case ["library"]:
-            return LRU(shape.width, shape.order)
-        case ["library", form]:
-            layer = FormLRU(shape.width, shape.order)
-            layer.form = Form(form)
-            return layer
-        case ["torch scan"]:
-            return ScanLRU(shape.width, shape.order)
-        case _:
-            raise ValueError(f"There is no contender {kind!r} in torch.")
 
 
 def _parameters(arrays: Arrays) -> dict[str, Tensor]:

@@ -29,11 +29,11 @@ import torch
 from _race import Worker, alternate, arrays_of, compare, has_jax, workers
 from _report import RESULTS, table, write
 from _shape import Shape
+from _torch_contender import LIBRARY, SCAN, WITHOUT_NUMBA, forms
 
-from compressm.ops import Form
+from compressm.ops import kernels_run
 
-LIBRARY = "library"
-IN_TORCH = [LIBRARY, *(f"library:{form.value}" for form in Form if form is not Form.REFERENCE), "torch scan"]
+IN_TORCH = [LIBRARY, *([WITHOUT_NUMBA] if kernels_run() else []), *forms(), SCAN]
 IN_JAX = ["jax scan", "jax loop", "jax convolution"]
 TASKS = {"layer": "One layer, forward and backward", "step": "The whole training step"}
 FLAT = 1.25
@@ -169,7 +169,7 @@ def main() -> None:
         print("The curves of JAX are left out" + ("." if has_jax() else ": it is not installed (compressm[bench])."))
     kinds = [*IN_TORCH, *(IN_JAX if with_jax else [])]
     if options.smoke:
-        kinds = [kind for kind in kinds if kind not in IN_JAX[:2]]
+        kinds = [kind for kind in kinds if kind in (LIBRARY, SCAN, IN_JAX[-1])]
     sweeps = {sweep.axis: sweep for sweep in (SMOKE_SWEEPS if options.smoke else SWEEPS)}
     rounds = 1 if options.smoke else options.rounds
     with workers(kinds, options.threads) as running:

@@ -4,12 +4,15 @@
     python benchmarks/training_step.py --without-jax
     python benchmarks/training_step.py --smoke              # tiny, a few seconds
 
-A step is zero_grad, forward, cross entropy, backward and Adam. Every contender has a process of its own, which lives
-through all shapes; a turn of steps here is followed by one there while all others wait, and the figures are medians
-over the turns. All start from the same weights, and nothing is timed unless scores and gradients agree. In JAX the
-recurrence is lax.associative_scan, a loop (lax.scan) or an FFT convolution, which the wide shapes have no memory for;
-a step is one jitted call with donated state, and a turn waits for the host once. "first run" is building the model,
-compiling where there is something to compile, and one step; it is not in the medians.
+A step is zero_grad, forward, cross entropy, backward and (fused) Adam. The library runs with the kernels of
+compressm[fast], where numba is installed, and without them; the scan in torch is torch alone. In JAX the recurrence is
+lax.associative_scan, a loop (lax.scan) or an FFT convolution, for which the wide shapes have no memory; a step is one
+jitted call with donated state, and a turn waits for the host once.
+
+Every contender has a process of its own, which lives through all shapes; a turn of steps here is followed by one there
+while all others wait, and the figures are medians over the turns. All start from the same weights, and nothing is timed
+unless scores and gradients agree. "first run" is building the model, compiling where there is something to compile, and
+one step; it is not in the medians.
 
 The share of the machine's peak compares the step's matrix products, 3 batch L blocks (8 H N + 4 H^2) operations, with a
 product of two 2048 x 2048 matrices in torch, timed in the same alternation; convolutions do fewer operations, so that
@@ -29,11 +32,13 @@ import torch
 from _race import Worker, alternate, arrays_of, compare, has_jax, milliseconds, peak_memory, workers
 from _report import RESULTS, table, write
 from _shape import SHAPES, TINY, Shape
+from _torch_contender import LIBRARY, SCAN, SGEMM, SGEMM_SIZE, WITHOUT_NUMBA
 
-LIBRARY, SGEMM = "library", "sgemm"
-IN_TORCH = [LIBRARY, "torch scan"]
+from compressm.ops import kernels_run
+
+IN_TORCH = [LIBRARY, *([WITHOUT_NUMBA] if kernels_run() else []), SCAN]
 IN_JAX = ["jax scan", "jax loop", "jax convolution"]
-SGEMM_FLOPS = 2 * 2048**3
+SGEMM_FLOPS = 2 * SGEMM_SIZE**3
 LARGEST_KERNEL = 1e9  # bytes of all blocks' H x H kernels, of which training holds several copies
 
 
