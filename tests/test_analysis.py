@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ from compressm.layers.lru import LRU
 from compressm.linalg.forms import Frame
 from compressm.linalg.hankel import hankel_singular_values
 from compressm.reduction.criteria import FixedOrder, HankelEnergy
-from compressm.reduction.reducers import SingularPerturbation
+from compressm.reduction.keeping import BalancedSelection
+from compressm.reduction.reducers import BalancedTruncation, SingularPerturbation
 from compressm.reduction.result import GramianSource
 from compressm.reduction.selection import ModalTruncation
 from compressm.reduction.weighting import Limits
@@ -279,10 +281,33 @@ def test_a_layer_that_admits_a_choice_only() -> None:
         form = Form.SELECTION
 
     chosen = LayerRef("blocks.0.ssm", make(), Chosen())
-    with pytest.raises(UnsupportedReductionError, match=r"LRU stores a choice of its present states only; use red"):
-        LayerAnalysis(chosen, CompressionSettings(), None, None).decide(reduce=True)
-    settings = CompressionSettings(FixedOrder(2), reducer=ModalTruncation())
-    assert LayerAnalysis(chosen, settings, None, None).decide(reduce=True).reduction.order == 2
+    for reducer in (BalancedTruncation(), BalancedSelection(), ModalTruncation()):
+        analysis = LayerAnalysis(chosen, CompressionSettings(FixedOrder(2), reducer=reducer), None, None)
+        reduction = analysis.decide(reduce=True).reduction
+        assert reduction.order == 2 and reduction.keep is not None and not analysis.has_bound
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_layer_without_damping_gets_a_finite_horizon(captured: bool) -> None:
+    """|pole| = 1: infinite-horizon Gramians do not exist."""
+
+    class Undamped(LRUAdapter):
+        form = Form.SELECTION
+
+        def read(self, layer):
+            log_a = 1j * super().read(layer).log_a.imag
+            return replace(super().read(layer), a=log_a.exp(), log_a=log_a)
+
+        def response(self, layer, u):
+            return self.read(layer).simulate(u.double())
+
+    ref = LayerRef("layer", make(), Undamped())
+    u = torch.randn(2, 40, ref.adapter.read(ref.module).inputs, generator=torch.Generator().manual_seed(0))
+    capture = Capture([(u, None)], [(u, None)]) if captured else None
+    white = {"controllability": GramianSource.WHITE, "observability": GramianSource.WHITE}
+    done = LayerAnalysis(ref, CompressionSettings(FixedOrder(2), **white), capture, None).decide(reduce=True)
+    assert done.weighting.horizon == (40 if captured else 1024)
+    assert done.reduction.order == 2 and not done.weighting.is_white
 
 
 def test_tails_are_fractions_and_bounds() -> None:

@@ -29,6 +29,7 @@ from compressm.reduction.criteria import FixedFraction as FixedFraction
 from compressm.reduction.criteria import FixedOrder as FixedOrder
 from compressm.reduction.criteria import HankelEnergy as HankelEnergy
 from compressm.reduction.criteria import Reference as Reference
+from compressm.reduction.keeping import BalancedSelection as BalancedSelection
 from compressm.reduction.reducers import BalancedTruncation as BalancedTruncation
 from compressm.reduction.reducers import SingularPerturbation as SingularPerturbation
 from compressm.reduction.report import CompressionReport as CompressionReport

@@ -21,11 +21,16 @@ from compressm.linalg.hankel import hankel_spectrum
 from compressm.linalg.norms import error_bound
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import Budget, OrderChoice, Spectrum, significant_values
+from compressm.reduction.keeping import BalancedSelection, balanced_scores, reduce_by_balanced_selection
 from compressm.reduction.reduce import reduce_dense, reduce_diagonal, require_feedthrough
+from compressm.reduction.reducers import Reducer
 from compressm.reduction.result import GramianSource, Reduction
 from compressm.reduction.selection import ModalTruncation, modal_scores, reduce_by_selection
 from compressm.reduction.weighting import Refusal, Weighting
 from compressm.settings import BatchOrder, CompressionSettings
+
+_ON_THE_CIRCLE = 1e-12  # |pole| - 1 that rounding in double precision may leave of an undamped oscillation
+_UNDAMPED_HORIZON = 1024  # steps, where nothing was captured
 
 
 @dataclass(frozen=True)
@@ -54,30 +59,35 @@ class LayerAnalysis:
         self.frame = settings.balancing.frame if self.system.is_complex else Frame.REAL
         if self.system.output == "complex":
             self.frame = Frame.COMPLEX
-        if not isinstance(settings.reducer, ModalTruncation):
+        self.reducer: Reducer | BalancedSelection | ModalTruncation = settings.reducer
+        if isinstance(settings.reducer, Reducer):
             require_feedthrough(settings.reducer, ref.adapter.full_feedthrough, ref.name)
+            if ref.adapter.form is Form.SELECTION:
+                self.reducer = BalancedSelection()
+        if isinstance(self.reducer, BalancedSelection) and self.system.output == "real":
+            self.frame = Frame.REAL
 
     @property
     def per_slot(self) -> int:
         """How many balanced states one stored state holds."""
-        return 1 if isinstance(self.settings.reducer, ModalTruncation) else states_per_slot(self.system, self.frame)
+        return states_per_slot(self.system, self.frame) if isinstance(self.reducer, Reducer) else 1
+
+    @property
+    def has_bound(self) -> bool:
+        """Whether the reduction keeps to the error bound of balanced truncation under white Gramians."""
+        return isinstance(self.reducer, Reducer) and self.reducer.has_bound
 
     def decide(self, *, reduce: bool) -> Decision:
         """Choose the order and, with `reduce`, reduce; where Gramians give an unstable system, with the next ones.
 
         The order of falling back is: the Gramians asked for, data with classical observability, white input, no cut.
         """
-        if isinstance(self.settings.reducer, ModalTruncation):
-            return self._select(self.settings.reducer, reduce)
-        if self.ref.adapter.form is Form.SELECTION:
-            raise UnsupportedReductionError(
-                f"{self.ref.name}: {type(self.ref.module).__name__} stores a choice of its present states only; use "
-                f"reducer=ModalTruncation()."
-            )
+        if isinstance(self.reducer, ModalTruncation):
+            return self._select(self.reducer, reduce)
         fallbacks: list[str] = []
         first: Decision | None = None
         for weighting in self._weightings(fallbacks):
-            values = weighting.spectrum.values
+            values = self._values(weighting)
             choice = self.settings.order_policy().choose(self._spectrum(values))
             if choice is None or not reduce:
                 return Decision(values, weighting, choice, None, tuple(fallbacks))
@@ -95,17 +105,25 @@ class LayerAnalysis:
             raise InvalidSystemError(f"{self.ref.name}: no Gramians could be computed: {'; '.join(fallbacks)}")
         return replace(first, fallbacks=(*fallbacks, "not cut"))
 
+    def _values(self, weighting: Weighting) -> Tensor:
+        """Hankel singular values, or for a choice of states their balanced scores."""
+        if isinstance(self.reducer, Reducer):
+            return weighting.spectrum.values
+        return balanced_scores(self.system, weighting).sort(dim=-1, descending=True).values
+
     def _spectrum(self, values: Tensor) -> Spectrum:
         if self.settings.batch_order is BatchOrder.POOLED and values.ndim > 1:
             values = values.flatten(0, -2).mean(0)
         return Spectrum(values, self.system.order, self.per_slot, self.budget)
 
     def _reduce(self, weighting: Weighting, choice: OrderChoice) -> Reduction | Refusal:
-        reducer = self.settings.reducer
-        if isinstance(reducer, ModalTruncation):
+        if isinstance(self.reducer, BalancedSelection):
+            rules = self.ref.adapter.selection(self.ref.module)
+            return reduce_by_balanced_selection(self.system, weighting, max(choice.slots, 1), self.reducer, rules)
+        if isinstance(self.reducer, ModalTruncation):
             return Refusal("modal truncation balances nothing")
         method = reduce_dense if self.ref.adapter.form is Form.DENSE else reduce_diagonal
-        return method(self.system, weighting, choice, reducer, self.settings.limits)
+        return method(self.system, weighting, choice, self.reducer, self.settings.limits)
 
     def _select(self, reducer: ModalTruncation, reduce: bool) -> Decision:
         if not self.system.is_diagonal:
@@ -140,7 +158,7 @@ class LayerAnalysis:
             yield Weighting(factors, hankel_spectrum(factors), controllability, observability, used)
 
     def _candidates(self) -> list[tuple[GramianSource, GramianSource, int | None]]:
-        wanted, white, horizon = self.settings, GramianSource.WHITE, self.settings.horizon
+        wanted, white, horizon = self.settings, GramianSource.WHITE, self._horizon
         options = [
             (wanted.controllability, wanted.observability, horizon),
             (wanted.controllability, white, horizon),
@@ -151,13 +169,20 @@ class LayerAnalysis:
             options = options[:3]
         return list(dict.fromkeys(options))
 
+    @cached_property
+    def _horizon(self) -> int | None:
+        """The steps of finite-horizon Gramians: as set, or for a layer without any damping those of what it sees."""
+        if self.settings.horizon is not None or not is_undamped(self.system):
+            return self.settings.horizon
+        seen = (*self.capture.inputs, *self.capture.gradients)
+        return max((values.shape[1] for values, _ in seen), default=_UNDAMPED_HORIZON)
+
     def _white(self, system: StateSpace, horizon: int | None) -> Tensor:
         return controllability_factor(system, self.frame, horizon)
 
     @cached_property
     def _balanced(self) -> StateSpace:
-        reducer = self.settings.reducer
-        return self.system if isinstance(reducer, ModalTruncation) else reducer.balanced_system(self.system)
+        return self.reducer.balanced_system(self.system) if isinstance(self.reducer, Reducer) else self.system
 
     @cached_property
     def _data_factor(self) -> Tensor | None:
@@ -176,6 +201,15 @@ class LayerAnalysis:
                 f"{self.ref.name}: the states overflow on the captured passes; scale weights or inputs down."
             )
         return moment_factor(moments)
+
+
+def is_undamped(system: StateSpace) -> bool:
+    """Whether the largest poles lie on the unit circle, to within rounding: infinite-horizon Gramians do not exist."""
+    if system.is_stable():
+        return False
+    if system.log_a is not None:
+        return bool((system.log_a.real <= _ON_THE_CIRCLE).all())
+    return bool((system.spectral_radius() <= 1 + _ON_THE_CIRCLE).all())
 
 
 def read_system(ref: LayerRef) -> StateSpace:

@@ -197,9 +197,8 @@ def _sources(decision: Decision) -> tuple[str, str]:
     return p.value + horizon * (p is white), q.value + horizon * (q is white)
 
 
-def _bounded(decision: Decision, settings: CompressionSettings) -> bool:
-    reducer = settings.reducer
-    return decision.weighting is not None and decision.weighting.is_white and getattr(reducer, "has_bound", False)
+def _bounded(analysis: LayerAnalysis, decision: Decision) -> bool:
+    return analysis.has_bound and decision.weighting is not None and decision.weighting.is_white
 
 
 def _plan_of(analysis: LayerAnalysis, decision: Decision) -> LayerPlan:
@@ -215,7 +214,7 @@ def _plan_of(analysis: LayerAnalysis, decision: Decision) -> LayerPlan:
         states_per_slot=analysis.per_slot,
         hankel_singular_values=mean_spectrum(decision.values),
         discarded=discarded,
-        bound=bound if _bounded(decision, analysis.settings) else None,
+        bound=bound if _bounded(analysis, decision) else None,
         controllability=_sources(decision)[0],
         observability=_sources(decision)[1],
         reason=None if choice is not None else "; ".join(decision.fallbacks) or "the criterion wants no smaller order",
@@ -243,7 +242,7 @@ def _report_of(cut: _Cut, settings: CompressionSettings) -> LayerReport:
         real_order=reduction.real_order if reduction is not None else full.order * (2 if full.is_complex else 1),
         hankel_singular_values=mean_spectrum(decision.values),
         discarded=discarded,
-        bound=bound if _bounded(decision, settings) else None,
+        bound=bound if _bounded(analysis, decision) else None,
         hinf_error=errors.hinf,
         hinf_norm=errors.hinf_norm,
         hinf_exact=settings.exact_norms,

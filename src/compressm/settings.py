@@ -8,6 +8,7 @@ from enum import Enum
 from compressm.errors import ConfigError
 from compressm.linalg.forms import Frame
 from compressm.reduction.criteria import Criterion, HankelEnergy, OrderPolicy
+from compressm.reduction.keeping import BalancedSelection
 from compressm.reduction.reducers import BalancedTruncation, Reducer
 from compressm.reduction.result import GramianSource
 from compressm.reduction.selection import ModalTruncation
@@ -45,7 +46,8 @@ class CompressionSettings:
     * `controllability`: WHITE, or DATA from captured inputs. `observability`: WHITE, or LOSS from captured gradients of
       the loss. Where nothing was captured both are WHITE, and the report says so.
     * `horizon`: the number of steps of finite-horizon Gramians; None for infinite.
-    * `reducer`: BalancedTruncation, SingularPerturbation (layers with a full D), or ModalTruncation.
+    * `reducer`: BalancedTruncation, SingularPerturbation (layers with a full D), BalancedSelection or ModalTruncation.
+      A layer that stores only a choice of its present states gets BalancedSelection in place of the first two.
     * `optimizer_policy`: what becomes of the optimizer state of the parameters that are cut.
     * `exact_norms`: compute the H-infinity error exactly instead of a lower estimate on a grid.
     * `limits`: what a reduced system must satisfy to be stored.
@@ -60,7 +62,7 @@ class CompressionSettings:
     controllability: GramianSource = GramianSource.DATA
     observability: GramianSource = GramianSource.LOSS
     horizon: int | None = None
-    reducer: Reducer | ModalTruncation = field(default_factory=BalancedTruncation)
+    reducer: Reducer | BalancedSelection | ModalTruncation = field(default_factory=BalancedTruncation)
     optimizer_policy: StatePolicy = StatePolicy.TRANSPORT
     exact_norms: bool = False
     limits: Limits = field(default_factory=Limits)
@@ -92,7 +94,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "balancing": Balancing,
     "controllability": GramianSource,
     "observability": GramianSource,
-    "reducer": (Reducer, ModalTruncation),
+    "reducer": (Reducer, BalancedSelection, ModalTruncation),
     "optimizer_policy": StatePolicy,
     "limits": Limits,
 }

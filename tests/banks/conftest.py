@@ -101,7 +101,7 @@ class TiedAdapter(ChannelsAdapter):
         return super().read(_Untied(layer))
 
     def selection(self, layer: nn.Module) -> SelectionRules:
-        return SelectionRules(shared=True)
+        return SelectionRules(shared=True, refit_outputs=True)
 
     def write(self, layer: nn.Module, reduction: Reduction) -> LayerUpdate:
         keep, system = reduction.keep, reduction.system

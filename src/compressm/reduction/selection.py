@@ -65,15 +65,15 @@ class SelectionRules:
 
     * `group`: states g i .. g i + g - 1 are kept or dropped together, such as the two of an oscillator.
     * `shared`: all systems of a bank keep the same states, because they share the poles.
-    * `refit_inputs`, `refit_outputs`: whether the weights of the states that are kept may change.
-    * `input_direction` `(*h, n)`: the rows of B that belong to a group are this direction times one row that is free;
-      None where each row is free. `output_direction` `(*h, n)`: likewise for the columns of C.
+    * `refit_inputs`, `refit_outputs`: whether `write` stores new weights B, C of the states that are kept.
+    * `input_direction` `(*h, n)`: the rows of B that belong to a group are this direction times one real row, which is
+      free; None where each (complex) row is free. `output_direction` `(*h, n)`: likewise for the columns of C.
     """
 
     group: int = 1
     shared: bool = False
-    refit_inputs: bool = True
-    refit_outputs: bool = True
+    refit_inputs: bool = False
+    refit_outputs: bool = False
     input_direction: Tensor | None = None
     output_direction: Tensor | None = None
 

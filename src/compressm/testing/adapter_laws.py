@@ -17,8 +17,8 @@ from compressm.errors import AdapterError, AdapterLawError, CompressmError
 from compressm.linalg.norms import difference, error_bound, hinf_norm
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import FixedOrder
+from compressm.reduction.keeping import BalancedSelection
 from compressm.reduction.result import GramianSource, Reduction
-from compressm.reduction.selection import ModalTruncation
 from compressm.settings import CompressionSettings
 from compressm.surgery.parameters import apply_update
 from compressm.testing.diagnosis import diagnose
@@ -234,7 +234,7 @@ class _Checker:
         white = GramianSource.WHITE
         settings = CompressionSettings(FixedOrder(self.order), controllability=white, observability=white)
         if self.adapter.form is Form.SELECTION:
-            settings = replace(settings, reducer=ModalTruncation())
+            settings = replace(settings, reducer=BalancedSelection())
         return LayerAnalysis(LayerRef("layer", layer, self.adapter), settings, None, None)
 
     def reduce(self, layer: nn.Module, title: str) -> Reduction:

@@ -1,0 +1,166 @@
+"""Choices of states with weights fitted anew, against least squares on the impulse response."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from compressm.errors import UnsupportedReductionError
+from compressm.linalg.forms import Frame, in_frame, realify
+from compressm.linalg.gramians import dual, gramian_factors
+from compressm.linalg.hankel import hankel_spectrum
+from compressm.linalg.norms import difference, h2_norm
+from compressm.linalg.statespace import StateSpace
+from compressm.reduction.keeping import BalancedSelection, balanced_scores, reduce_by_balanced_selection
+from compressm.reduction.result import GramianSource, Reduction
+from compressm.reduction.selection import ModalTruncation, SelectionRules, select_states
+from compressm.reduction.weighting import Weighting
+from compressm.testing.systems import PoleKind, Recipe, build_diagonal, ring_system, stack_systems, unstack_systems
+
+FREE = SelectionRules(refit_outputs=True)
+
+
+def weighting_of(system: StateSpace, horizon: int | None = None) -> Weighting:
+    factors = gramian_factors(system, Frame.REAL, horizon)
+    return Weighting(factors, hankel_spectrum(factors), GramianSource.WHITE, GramianSource.WHITE, horizon)
+
+
+def keep(system: StateSpace, slots: int, rules: SelectionRules = FREE, *, refit: bool = True) -> Reduction:
+    return reduce_by_balanced_selection(system, weighting_of(system), slots, BalancedSelection(refit), rules)
+
+
+def fitted_by_impulse_response(system: StateSpace, kept: Tensor, length: int = 600) -> float:
+    """The least error |h - h'| over all output weights of the kept states, by dense least squares."""
+    whole, part = system.markov_parameters(length), realify(select_states(system, kept))
+    states = torch.stack([torch.linalg.matrix_power(part.a, k) @ part.b for k in range(length)])  # (L, r, m)
+    rows, wanted = states.transpose(1, 2).flatten(0, 1), whole.transpose(1, 2).flatten(0, 1)
+    solution = torch.linalg.lstsq(rows, wanted, driver="gelsd").solution
+    return float((rows @ solution - wanted).norm())
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (2, 3)])
+def test_fitted_weights_are_the_best_for_the_kept_poles(inputs: int, outputs: int) -> None:
+    system = ring_system(12, inputs, outputs, smallest=0.6, largest=0.97)
+    reduction = keep(system, 5)
+    error = h2_norm(difference(system, reduction.system))
+    assert error == pytest.approx(fitted_by_impulse_response(system, reduction.keep), rel=1e-6)
+    assert torch.equal(reduction.system.a, system.a[reduction.keep])
+    assert torch.equal(reduction.system.b, system.b[reduction.keep])
+    assert torch.allclose(reduction.embed.right(system.c), reduction.system.c)
+    assert reduction.refitted and reduction.order == 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fitting_and_choosing_by_the_fitted_error_pay(seed: int) -> None:
+    system = ring_system(24, 2, 2, seed=seed)
+    plain, fitted = keep(system, 8, refit=False), keep(system, 8)
+    modal = select_states(system, ModalTruncation().kept_states(system, 8))
+    errors = [h2_norm(difference(system, s)) for s in (fitted.system, plain.system, modal)]
+    assert errors[0] < min(errors[1:])
+    assert not plain.refitted
+    assert torch.equal(plain.system.c, system.c[:, plain.keep])
+
+
+def test_scores_do_not_depend_on_the_scale_of_states_and_bound_the_hankel_sum() -> None:
+    system = ring_system(10, 2, 2)
+    scale = torch.logspace(-3, 3, 10, dtype=torch.float64)
+    scaled = replace(system, b=system.b * scale[:, None], c=system.c / scale)
+    scores = balanced_scores(system, weighting_of(system))
+    assert torch.allclose(scores, balanced_scores(scaled, weighting_of(scaled)))
+    assert float(scores.sum()) >= float(weighting_of(system).spectrum.values.sum())
+
+
+def test_input_weights_are_fitted_as_output_weights_of_the_dual() -> None:
+    system = ring_system(10, 2, 3)
+    rules = SelectionRules(refit_inputs=True)
+    reduction, mirrored = keep(system, 4, rules), keep(dual(system), 4)
+    assert torch.equal(reduction.keep, mirrored.keep)
+    assert torch.allclose(reduction.system.b, mirrored.system.c.mH)
+    assert torch.allclose(reduction.restrict(system.b), reduction.system.b)
+
+
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_directions_are_kept_to(side: str) -> None:
+    """c_i = gamma_i g_i with real gamma: what an oscillator's readout can store."""
+    system = ring_system(12, 2, 3)
+    g = torch.exp(1j * torch.arange(12, dtype=torch.float64))
+    rules = SelectionRules(refit_outputs=True, output_direction=g)
+    system = replace(system, c=system.c.real * g)
+    if side == "inputs":
+        system, rules = dual(system), SelectionRules(refit_inputs=True, input_direction=g.conj())
+    reduction = keep(system, 4, rules)
+    weights = reduction.system.c / g[reduction.keep] if side == "outputs" else reduction.system.b.mH / g[reduction.keep]
+    assert float(weights.imag.abs().max()) < 1e-9 * float(weights.abs().max())
+    plain = select_states(system, reduction.keep)
+    assert h2_norm(difference(system, reduction.system)) < h2_norm(difference(system, plain))
+
+
+def test_groups_of_a_dense_system_stay_together() -> None:
+    """Oscillators as 2 x 2 blocks: both rows and columns go, and only the second state of each is read."""
+    diagonal = ring_system(6, 2, 2)
+    dense = realify(diagonal)
+    order = torch.arange(12).reshape(2, 6).T.flatten()  # Re x_0, Im x_0, Re x_1, ...
+    system = replace(dense, a=dense.a[order][:, order], b=dense.b[order], c=dense.c[:, order])
+    direction = torch.tensor([0.0, 1.0] * 6, dtype=torch.float64)
+    system = replace(system, c=system.c * direction)
+    reduction = keep(system, 7, SelectionRules(group=2, refit_outputs=True, output_direction=direction))
+    assert reduction.order == 6
+    assert torch.equal(reduction.keep[1::2], reduction.keep[::2] + 1)
+    assert bool((reduction.keep[::2] % 2 == 0).all())
+    assert float(reduction.system.c[:, ::2].abs().max()) < 1e-12
+    whole = keep(system, 12, SelectionRules(group=2, refit_outputs=True, output_direction=direction))
+    assert h2_norm(difference(system, whole.system)) < 1e-9 * h2_norm(system)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_bank_is_as_its_systems(dense: bool) -> None:
+    bank = stack_systems([ring_system(9, 1, 2, seed=i) for i in range(4)])
+    bank = in_frame(bank, Frame.REAL) if dense else bank
+    whole = keep(bank, 4)
+    for i, system in enumerate(unstack_systems(bank)):
+        one = keep(system, 4)
+        assert torch.equal(whole.keep[i], one.keep)
+        assert torch.allclose(whole.system.c[i], one.system.c)
+        assert torch.allclose(whole.embed.linear[i], one.embed.linear)
+
+
+def test_a_shared_choice_is_the_same_in_all_systems_of_a_bank() -> None:
+    bank = stack_systems([ring_system(9, 1, 1, seed=i) for i in range(4)])
+    for rules in (SelectionRules(shared=True, refit_outputs=True), SelectionRules(shared=True)):
+        reduction = keep(bank, 4, rules)
+        assert reduction.keep.shape == (4,)
+        assert reduction.system.order == 4
+    own, shared = keep(bank, 4), keep(bank, 4, SelectionRules(shared=True, refit_outputs=True))
+    assert h2_norm(difference(bank, own.system)) <= h2_norm(difference(bank, shared.system)) * 1.2
+
+
+def test_real_and_repeated_poles_do_not_make_weights_huge() -> None:
+    kinds = (PoleKind.POSITIVE, PoleKind.REPEATED, PoleKind.RING, PoleKind.REPEATED, PoleKind.NEGATIVE, PoleKind.RING)
+    for seed in range(5):
+        system = build_diagonal(Recipe(kinds, 1, 1, seed))
+        system = replace(system, b=torch.where(system.a.unsqueeze(-1).imag == 0, system.b.real + 0j, system.b))
+        reduction = keep(system, 4)
+        assert float(reduction.system.c.abs().max()) < 1e4 * float(system.c.abs().max())
+        assert h2_norm(difference(system, reduction.system)) <= h2_norm(system) * (1 + 1e-6)
+
+
+def test_undamped_poles_need_a_horizon_only() -> None:
+    angles = torch.tensor([0.1, 0.5, 1.0, 2.0, 2.9], dtype=torch.float64)
+    system = replace(ring_system(5, 1, 1), a=torch.exp(1j * angles), log_a=1j * angles)
+    weighting = weighting_of(system, 200)
+    reduction = reduce_by_balanced_selection(system, weighting, 3, BalancedSelection(), FREE)
+    plain = select_states(system, reduction.keep)
+    whole = system.markov_parameters(200)
+    errors = [float((whole - s.markov_parameters(200)).norm()) for s in (reduction.system, plain)]
+    assert errors[0] < errors[1]
+
+
+def test_the_complex_frame_is_refused() -> None:
+    system = ring_system(4, 1, 1)
+    factors = gramian_factors(system, Frame.COMPLEX)
+    weighting = Weighting(factors, hankel_spectrum(factors), GramianSource.WHITE, GramianSource.WHITE)
+    with pytest.raises(UnsupportedReductionError, match="real frame"):
+        reduce_by_balanced_selection(system, weighting, 2, BalancedSelection(), FREE)
