@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compressm.errors import ConfigError
 from compressm.layers.base import SequenceLayer, check_size, member
 from compressm.layers.hippo import DiagonalInit, check_steps, initial_poles, log_uniform
+from compressm.layers.layout import Layout
 from compressm.layers.systems import DiagonalBank
 from compressm.ops.bank import bank_lti, bank_step
 from compressm.ops.precision import precise
@@ -93,9 +94,9 @@ class DSS(SequenceLayer):
             u = torch.where(mask[..., None], u, 0.0)
         return bank_lti(*self._system(), u, feedthrough=self.D)
 
-    def wants_channel_first(self, batch: int, length: int) -> bool:
-        """Always: every channel is a convolution of its own."""
-        return True
+    def layout(self, batch: int, length: int) -> Layout:
+        """Channels first, always: every channel is a convolution of its own."""
+        return Layout.CHANNELS
 
     def system(self) -> DiagonalBank:
         return DiagonalBank(*self._system(), self.D)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compressm.layers.base import SequenceLayer, check_size
 from compressm.layers.hippo import check_steps, legs, log_uniform
+from compressm.layers.layout import Layout
 from compressm.ops.bank import bank_convolution
 from compressm.ops.dense_bank import dense_bank_response
 from compressm.ops.precision import precise, working_dtype
@@ -67,9 +68,9 @@ class LSSL(SequenceLayer):
             dtype = working_dtype(u)
             return bank_convolution(u.to(dtype), kernel.to(dtype), self.D).to(u.dtype)
 
-    def wants_channel_first(self, batch: int, length: int) -> bool:
-        """Always: every channel is a convolution of its own."""
-        return True
+    def layout(self, batch: int, length: int) -> Layout:
+        """Channels first, always: every channel is a convolution of its own."""
+        return Layout.CHANNELS
 
     def initial_state(self, batch: int) -> Tensor:
         """The zero state (batch, H, N), in float32 or wider."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from compressm.layers.base import SequenceLayer, check_size
 from compressm.layers.hippo import check_steps, diagonal_legs, legs, log_uniform
+from compressm.layers.layout import Layout
 from compressm.ops.bank import bank_convolution, bank_lti, bank_step
 from compressm.ops.dense_bank import dense_bank_response
 from compressm.ops.precision import precise, working_dtype
@@ -89,9 +90,9 @@ class S4(SequenceLayer):
             dtype = working_dtype(u)
             return bank_convolution(u.to(dtype), kernel.to(dtype), self.D).to(u.dtype)
 
-    def wants_channel_first(self, batch: int, length: int) -> bool:
-        """Always: every channel is a convolution of its own."""
-        return True
+    def layout(self, batch: int, length: int) -> Layout:
+        """Channels first, always: every channel is a convolution of its own."""
+        return Layout.CHANNELS
 
     def initial_state(self, batch: int) -> Tensor:
         """The zero state (batch, H, N, 2): real and imaginary parts, in float32 or wider."""
