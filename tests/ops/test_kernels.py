@@ -32,7 +32,7 @@ def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
     inputs=st.integers(1, 9),
     outputs=st.integers(1, 9),
     order=st.integers(1, 40),
-    form=st.sampled_from([Form.LANES, Form.CHUNKED]),
+    form=st.sampled_from([Form.LANES, Form.CHUNKED, Form.CONVOLUTION]),
 )
 def test_output_and_all_gradients_of_any_shape(batch, length, inputs, outputs, order, form) -> None:
     generator = torch.Generator().manual_seed(batch + 41 * length)

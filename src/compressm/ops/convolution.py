@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from compressm.ops.kernels import usable
 from compressm.ops.response import impulse_response
 
 
@@ -59,6 +60,37 @@ class _CausalConvolution(torch.autograd.Function):
         return grad_u, grad_kernel
 
 
+class _CompiledConvolution(torch.autograd.Function):
+    """As _CausalConvolution, with the products over channels by a kernel that takes transforms as they are."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, kernel: Tensor) -> Tensor:
+        from compressm.ops.kernels import mixing
+
+        ctx.length, ctx.size = u.shape[-1], good_size(2 * u.shape[-1] - 1)
+        spectrum, response = (torch.fft.rfft(x, n=ctx.size) for x in (u, kernel))
+        ctx.save_for_backward(spectrum, response)
+        return _first(mixing.mix(response, spectrum), ctx.size, ctx.length)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        from compressm.ops.kernels import mixing
+
+        spectrum, response = ctx.saved_tensors
+        arriving = torch.fft.rfft(grad, n=ctx.size)
+        grad_u = grad_kernel = None
+        if ctx.needs_input_grad[0]:
+            grad_u = _first(mixing.mix(response, arriving, adjoint=True), ctx.size, ctx.length)
+        if ctx.needs_input_grad[1]:
+            grad_kernel = _first(mixing.correlate(spectrum, arriving), ctx.size, ctx.length)
+        return grad_u, grad_kernel
+
+
+def _first(transform: Tensor, size: int, length: int) -> Tensor:
+    return torch.fft.irfft(transform, n=size)[..., :length].contiguous()
+
+
 def _to_frequency(x: Tensor, size: int) -> Tensor:
     """The transform over the last dimension of x (M, K, L), frequency first: (size / 2 + 1, M, K)."""
     rows, columns, length = x.shape
@@ -80,7 +112,8 @@ def causal_convolution(u: Tensor, kernel: Tensor) -> Tensor:
     """
     if u.numel() == 0 or kernel.numel() == 0:
         return u.sum() + kernel.sum() + u.new_zeros(u.shape[0], u.shape[1], kernel.shape[1])
-    y: Tensor = _CausalConvolution.apply(u.permute(2, 0, 1), kernel)
+    convolution = _CompiledConvolution if usable(u.device, u.dtype) else _CausalConvolution
+    y: Tensor = convolution.apply(u.permute(2, 0, 1), kernel)
     return y.permute(1, 2, 0)
 
 

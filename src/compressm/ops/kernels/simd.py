@@ -187,6 +187,24 @@ def store_first(typing_context: Any, address: Any, offset: Any, x: Any, count: A
     return types.void(types.int64, types.int64, floats, types.int64), emit
 
 
+def _shuffled(order: list[int], text: str) -> Any:
+    @intrinsic
+    def typed(typing_context: Any, x: Any, y: Any) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return builder.shuffle_vector(args[0], args[1], ir.Constant(_INTS, order))
+
+        return floats(floats, floats), emit
+
+    typed.__doc__ = text
+    return typed
+
+
+evens = _shuffled(list(range(0, 32, 2)), "Numbers 0, 2, ... 30 of the 32 in x and y.")
+odds = _shuffled(list(range(1, 32, 2)), "Numbers 1, 3, ... 31 of the 32 in x and y.")
+zip_low = _shuffled([k // 2 + 16 * (k % 2) for k in range(16)], "x0, y0, x1, y1, ... x7, y7.")
+zip_high = _shuffled([8 + k // 2 + 16 * (k % 2) for k in range(16)], "x8, y8, x9, y9, ... x15, y15.")
+
+
 @intrinsic
 def first_of(typing_context: Any, x: Any, count: Any) -> Any:
     """x with 0 in the place of all but the first `count`."""
