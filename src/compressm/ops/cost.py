@@ -57,32 +57,28 @@ class Machine:
         return cls(torch.get_num_threads(), usable(torch.device("cpu"), torch.float32))
 
 
-# Nanoseconds on one thread for one unit of each kind of work, without and with a backward pass, fitted to the times
-# that benchmarks/recurrences.py --fit measures. What counts is how they compare.
+# Nanoseconds on one thread for one unit of each kind of work, without and with a backward pass, as
+# benchmarks/fit_costs.py fits them to measured times. What counts is how they compare.
 _START = "start"
 _COSTS: Mapping[str, Mapping[str, tuple[float, float]]] = {
-    "convolution": {
-        "kernel": (0.15, 0.38),  # one term of the impulse response: L H_in H_out N
-        "transform": (0.38, 0.82),  # one butterfly of a Fourier transform
-        "mixing": (0.11, 0.34),  # one complex product of transforms
-        _START: (3.5e5, 9.5e5),
+    "convolution, compiled": {
+        "kernel": (0.075, 0.21),  # one term of the impulse response: L H_in H_out N
+        "transform": (0.32, 0.63),  # one butterfly of a Fourier transform
+        "mixing": (0.05, 0.19),  # one complex product of transforms
+        _START: (5.3e5, 1.4e6),
     },
+    "convolution": {"kernel": (0.15, 0.38), "transform": (0.38, 0.82), "mixing": (0.11, 0.34), _START: (3.5e5, 9.5e5)},
     "chunked, compiled": {
-        "product": (0.05, 0.146),  # one term of drive or readout
-        "state": (2.0, 11.3),  # one state at one step
-        "call": (3.3e4, 9.8e4),  # the calls of one block
-        _START: (1.8e5, 6.6e5),
+        "product": (0.046, 0.134),  # one term of drive or readout
+        "state": (2.5, 12.0),  # one state at one step
+        "call": (2.2e4, 1.1e5),  # the calls of one block
+        _START: (2.8e5, 6.1e5),
     },
-    "chunked": {
-        "product": (0.044, 0.14),
-        "state": (4.2, 21.0),
-        "call": (5.5e3, 1.8e4),
-        _START: (2.8e5, 7.2e5),
-    },
+    "chunked": {"product": (0.045, 0.13), "state": (4.6, 22.0), "call": (5.3e3, 1.8e4), _START: (4.0e5, 1.0e6)},
     "lanes": {
-        "product": (0.07, 0.42),  # one term of drive or readout for one of 16 sequences
-        "number": (0.36, 0.97),  # one state, input or output of one of 16 sequences at one step
-        _START: (1.5e5, 7.7e5),
+        "product": (0.05, 0.26),  # one term of drive or readout for one of 16 sequences
+        "number": (0.37, 1.1),  # one state, input or output of one of 16 sequences at one step
+        _START: (1.9e5, 9.2e5),
     },
 }
 _PARALLEL = 0.85  # the share of a convolution or of matrix products that more threads shorten
@@ -134,7 +130,7 @@ def _convolution(s: Shape, machine: Machine) -> float:
         "transform": size * math.log2(size) * signals * share,
         "mixing": size * s.batch * s.inputs * s.outputs * share,
     }
-    return _total("convolution", s, work)
+    return _total("convolution, compiled" if machine.kernels else "convolution", s, work)
 
 
 def _chunked(s: Shape, machine: Machine) -> float:

@@ -37,13 +37,16 @@ def diagonal_lanes(
     if batch < LANES:
         padded = torch.nn.functional.pad(u, (0, 0, 0, 0, 0, LANES - batch))
         return diagonal_lanes(nu, theta, b_re, b_im, c_re, c_im, padded, feedthrough)[:batch]
-    b, c = torch.stack([b_re, b_im], -1), torch.stack([c_re.mT, c_im.mT], -1)
+    b, c = torch.stack([b_re, b_im], -1), torch.stack([c_re.mT, -c_im.mT], -1)
+    if nu.shape[0] % 2:  # kernels take states in pairs
+        b, c = (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 1)) for x in (b, c))
+        nu, theta = (torch.nn.functional.pad(x, (0, 1)) for x in (nu, theta))
     y = _Lanes.apply(nu, theta, b, c, feedthrough, u.permute(2, 1, 0))
     return y.permute(2, 1, 0)
 
 
 class _Lanes(torch.autograd.Function):
-    """y (O, L, batch) for u (H, L, batch), b (N, H, 2), c (N, O, 2) and d (O,) or None."""
+    """y (O, L, batch) for u (H, L, batch), b (N, H, 2), c (N, O, 2), d (O,) or None, and N even."""
 
     @staticmethod
     def forward(ctx: Any, nu: Tensor, theta: Tensor, b: Tensor, c: Tensor, d: Tensor | None, u: Tensor) -> Tensor:
@@ -87,7 +90,6 @@ class _Lanes(torch.autograd.Function):
         by_pole, grad_b, grad_c, grad_d = (torch.einsum("g...l,gl->...", s, own) for s in (sums, sum_b, sum_c, sum_d))
         exact = torch.polar(torch.exp(-precise(nu)), precise(theta))
         product = torch.view_as_complex(by_pole) * exact.conj()
-        grad_c[..., 1].neg_()
         return (
             -product.real.to(nu.dtype),
             product.imag.to(theta.dtype),

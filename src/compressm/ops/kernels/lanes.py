@@ -3,7 +3,7 @@
 Sequences lie side by side: element (h, t, k) of a signal (channels, L, batch) is at h L batch + t batch + k. A group is
 16 sequences; the last group ends with the last sequence and may share some with the one before it. What a group works
 on lies in memory of its own as (..., 16), the 16 of one number together: signals of a block as (T, channels, 16),
-states as (N, re or im, 16).
+states as (N, re or im, 16). States are taken in pairs, which share loads.
 """
 
 from __future__ import annotations
@@ -26,17 +26,49 @@ def _gather(signal: Any, block: Any, plane: Any, batch: Any, steps: Any, channel
 
 
 @inline
+def _moved(pole: Any, order: Any, n: Any, state: Any) -> Any:
+    """pole times state n."""
+    p, q = load_spread(pole, n), load_spread(pole, order + n)
+    re, im = load(state, n * _PAIR), load(state, n * _PAIR + LANES)
+    return p * re - q * im, p * im + q * re
+
+
+@inline
+def _moved_back(pole: Any, order: Any, n: Any, state: Any) -> Any:
+    """conj(pole) times state n."""
+    p, q = load_spread(pole, n), load_spread(pole, order + n)
+    re, im = load(state, n * _PAIR), load(state, n * _PAIR + LANES)
+    return p * re + q * im, p * im - q * re
+
+
+@inline
+def _put(state: Any, n: Any, re: Any, im: Any) -> None:
+    store(state, n * _PAIR, re)
+    store(state, n * _PAIR + LANES, im)
+
+
+@inline
 def _step(u: Any, pole: Any, b: Any, inputs: Any, order: Any, before: Any, after: Any) -> None:
     """after = pole before + B u."""
-    for n in range(order):
-        p, q = load_spread(pole, n), load_spread(pole, order + n)
-        re, im = load(before, n * _PAIR), load(before, n * _PAIR + LANES)
-        v, w = p * re - q * im, p * im + q * re
+    for n in range(0, order, 2):
+        v, w = _moved(pole, order, n, before)
+        r, s = _moved(pole, order, n + 1, before)
         for h in range(inputs):
             x, k = load(u, h * LANES), 2 * (n * inputs + h)
+            m = k + 2 * inputs
             v, w = v + load_spread(b, k) * x, w + load_spread(b, k + 1) * x
-        store(after, n * _PAIR, v)
-        store(after, n * _PAIR + LANES, w)
+            r, s = r + load_spread(b, m) * x, s + load_spread(b, m + 1) * x
+        _put(after, n, v, w)
+        _put(after, n + 1, r, s)
+
+
+@inline
+def _gain(weights: Any, channels: Any, n: Any, c: Any, v: Any, w: Any, r: Any, s: Any) -> Any:
+    """What states n = (v, w) and n + 1 = (r, s) give to channel c: re weights re + im weights im."""
+    k = 2 * (n * channels + c)
+    m = k + 2 * channels
+    first = load_spread(weights, k) * v + load_spread(weights, k + 1) * w
+    return first + load_spread(weights, m) * r + load_spread(weights, m + 1) * s
 
 
 @inline
@@ -50,10 +82,17 @@ def _feed(u: Any, d: Any, out: Any, channels: Any) -> None:
 def _correct(state: Any, defect: Any, start: Any, order: Any) -> None:
     """state += defect start."""
     for n in range(order):
-        p, q = load_spread(defect, n), load_spread(defect, order + n)
-        re, im = load(start, n * _PAIR), load(start, n * _PAIR + LANES)
-        store(state, n * _PAIR, load(state, n * _PAIR) + p * re - q * im)
-        store(state, n * _PAIR + LANES, load(state, n * _PAIR + LANES) + p * im + q * re)
+        v, w = _moved(defect, order, n, start)
+        _put(state, n, load(state, n * _PAIR) + v, load(state, n * _PAIR + LANES) + w)
+
+
+@inline
+def _add_product(sums: Any, x: Any, n: Any, v: Any, w: Any) -> None:
+    """sums[n] += conj(x[n]) (v + i w)."""
+    k = n * _PAIR
+    re, im = load(x, k), load(x, k + LANES)
+    store(sums, k, load(sums, k) + re * v + im * w)
+    store(sums, k + LANES, load(sums, k + LANES) + re * w - im * v)
 
 
 @inline
@@ -61,60 +100,62 @@ def _adjoint(
     g: Any, out: Any, steps: Any, inputs: Any, outputs: Any, order: Any,
     pole: Any, b: Any, c: Any, d: Any, x: Any, gx: Any, ahead: Any, sums: Any,
 ) -> None:  # fmt: skip
-    """gx[t] = C^T g[t] + conj(pole) gx[t+1] (plus `ahead` at the end), out = B^T gx + D g, sums += conj(x[t-1]) gx."""
+    """gx[t] = c^T g[t] + conj(pole) gx[t+1] (plus `ahead` at the end), out = b^T gx + D g, sums += conj(x[t-1]) gx."""
     size = order * _PAIR * _BYTES
     for t in range(steps - 1, -1, -1):
         row, later, there = gx + t * size, gx + (t + 1) * size, out + t * inputs * _ROW
         _feed(g + t * outputs * _ROW, d, there, inputs)
-        for n in range(order):
+        for n in range(0, order, 2):
             k = n * _PAIR
             if t == steps - 1:
                 v, w = load(ahead, k), load(ahead, k + LANES)
+                r, s = load(ahead, k + _PAIR), load(ahead, k + _PAIR + LANES)
             else:
-                p, q = load_spread(pole, n), load_spread(pole, order + n)
-                re, im = load(later, k), load(later, k + LANES)
-                v, w = p * re + q * im, p * im - q * re
+                v, w = _moved_back(pole, order, n, later)
+                r, s = _moved_back(pole, order, n + 1, later)
             for o in range(outputs):
                 y, j = load(g, (t * outputs + o) * LANES), 2 * (n * outputs + o)
-                v, w = v + load_spread(c, j) * y, w - load_spread(c, j + 1) * y
-            store(row, k, v)
-            store(row, k + LANES, w)
-            re, im = load(x + t * size, k), load(x + t * size, k + LANES)
-            store(sums, k, load(sums, k) + re * v + im * w)
-            store(sums, k + LANES, load(sums, k + LANES) + re * w - im * v)
+                m = j + 2 * outputs
+                v, w = v + load_spread(c, j) * y, w + load_spread(c, j + 1) * y
+                r, s = r + load_spread(c, m) * y, s + load_spread(c, m + 1) * y
+            _put(row, n, v, w)
+            _put(row, n + 1, r, s)
+            _add_product(sums, x + t * size, n, v, w)
+            _add_product(sums, x + t * size, n + 1, r, s)
             for h in range(inputs):
-                j = 2 * (n * inputs + h)
-                store(there, h * LANES, load(there, h * LANES) + load_spread(b, j) * v + load_spread(b, j + 1) * w)
+                store(there, h * LANES, load(there, h * LANES) + _gain(b, inputs, n, h, v, w, r, s))
 
 
 @inline
 def _carry(ahead: Any, gx: Any, pole: Any, defect: Any, order: Any) -> None:
     """ahead = conj(pole) gx[0] + conj(defect) ahead."""
     for n in range(order):
-        k, m = n * _PAIR, order + n
-        p, q, e, f = load_spread(pole, n), load_spread(pole, m), load_spread(defect, n), load_spread(defect, m)
-        re, im, v, w = load(gx, k), load(gx, k + LANES), load(ahead, k), load(ahead, k + LANES)
-        store(ahead, k, p * re + q * im + e * v + f * w)
-        store(ahead, k + LANES, p * im - q * re + e * w - f * v)
+        v, w = _moved_back(pole, order, n, gx)
+        r, s = _moved_back(defect, order, n, ahead)
+        _put(ahead, n, v + r, w + s)
 
 
 @inline
 def _products(x: Any, u: Any, steps: Any, channels: Any, order: Any, sums: Any) -> None:
     """sums[n, h] += sum_t x[t, n] u[t, h], real and imaginary parts."""
-    for n in range(order):
+    for n in range(0, order, 2):
         for h in range(channels):
             k = (n * channels + h) * _PAIR
-            v, w = load(sums, k), load(sums, k + LANES)
+            m = k + channels * _PAIR
+            v, w, r, s = load(sums, k), load(sums, k + LANES), load(sums, m), load(sums, m + LANES)
             for t in range(steps):
                 y, i = load(u, (t * channels + h) * LANES), (t * order + n) * _PAIR
                 v, w = v + load(x, i) * y, w + load(x, i + LANES) * y
+                r, s = r + load(x, i + _PAIR) * y, s + load(x, i + _PAIR + LANES) * y
             store(sums, k, v)
             store(sums, k + LANES, w)
+            store(sums, m, r)
+            store(sums, m + LANES, s)
 
 
 @Kernel
 def forward(a: Any) -> None:
-    """y = Re(C x) + D u.
+    """y = c_0 Re x + c_1 Im x + D u; N is even.
 
     Arguments: u (H, L, batch), y (O, L, batch), starts (groups, blocks, N, 2, 16), state (groups, N, 2, 16), signal
     (groups, H + O, 16), pole, defect (2 N), b (N, H, 2), c (N, O, 2), d (O) or 0, then L, H, O, N, batch, T. `starts`
@@ -144,18 +185,18 @@ def forward(a: Any) -> None:
             _gather(a[2] + here, u, plane, batch, 1, inputs)
             _step(u, pole, b, inputs, order, state, state)
             _feed(u, d, y, outputs)
-            for n in range(order):
-                re, im = load(state, n * _PAIR), load(state, n * _PAIR + LANES)
+            for n in range(0, order, 2):
+                v, w = load(state, n * _PAIR), load(state, n * _PAIR + LANES)
+                r, s = load(state, n * _PAIR + _PAIR), load(state, n * _PAIR + _PAIR + LANES)
                 for o in range(outputs):
-                    k = 2 * (n * outputs + o)
-                    store(y, o * LANES, load(y, o * LANES) + load_spread(c, k) * re - load_spread(c, k + 1) * im)
+                    store(y, o * LANES, load(y, o * LANES) + _gain(c, outputs, n, o, v, w, r, s))
             for o in range(outputs):
                 store(a[3] + here, o * plane, load(y, o * LANES))
 
 
 @Kernel
 def backward(a: Any) -> None:
-    """The gradients of u, the poles, B, C and D, block by block from the last, with the block's states computed anew.
+    """The gradients of u, the poles, B, C and D, block by block from the last; states are computed anew, N is even.
 
     Arguments: u, g (O, L, batch), g_u (H, L, batch), starts (groups, blocks, N, 2, 16), x (groups, T + 1, N, 2, 16),
     gx (groups, T, N, 2, 16), signal (groups, T, 2 H + O, 16), ahead, sums (groups, N, 2, 16), sum_b

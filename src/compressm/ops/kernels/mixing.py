@@ -12,7 +12,19 @@ import torch
 from torch import Tensor
 
 from compressm.ops.kernels.launch import Kernel, inline, next_part
-from compressm.ops.kernels.simd import LANES, evens, load, load_first, negate, odds, spread, store, store_first, zip_high, zip_low
+from compressm.ops.kernels.simd import (
+    LANES,
+    evens,
+    load,
+    load_first,
+    negate,
+    odds,
+    spread,
+    store,
+    store_first,
+    zip_high,
+    zip_low,
+)
 
 _PAIR = 2 * LANES
 _BYTES = 4
@@ -20,7 +32,7 @@ _AT_ONCE = 4  # sequences that share a load of the response
 
 
 def mix(response: Tensor, signal: Tensor, *, adjoint: bool = False) -> Tensor:
-    """out[o, b] = sum_i response[i, o] signal[i, b], or the adjoint: out[i, b] = sum_o conj(response[i, o]) signal[o, b].
+    """out[o, b] = sum_i response[i, o] signal[i, b]; its adjoint out[i, b] = sum_o conj(response[i, o]) signal[o, b].
 
     response (H_in, H_out, F), signal (H_in or H_out, batch, F), all complex64.
     """
@@ -36,7 +48,7 @@ def mix(response: Tensor, signal: Tensor, *, adjoint: bool = False) -> Tensor:
 
 
 def correlate(first: Tensor, second: Tensor) -> Tensor:
-    """out[i, o] = sum_b conj(first[i, b]) second[o, b], (H_in, H_out, F), for (H_in, batch, F) and (H_out, batch, F)."""
+    """out[i, o] = sum_b conj(first[i, b]) second[o, b], (H_in, H_out, F), of (H_in, batch, F) and (H_out, batch, F)."""
     (inputs, batch, size), outputs = first.shape, second.shape[0]
     out, parts = first.new_empty(inputs, outputs, size), -(-size // LANES)
     apart = torch.empty(parts, (inputs + outputs) * batch, _PAIR)
@@ -72,7 +84,8 @@ def _multiply(apart: Any, k: Any, p: Any, q: Any, re: Any, im: Any) -> Any:
 @Kernel
 def _mix(a: Any) -> None:
     """Arguments: response, signal, out, apart, rows, columns, strides of both in the response, batch, padded, size,
-    and -1 for the conjugate of the response, else 1."""
+    and -1 for the conjugate of the response, else 1.
+    """
     response, signal, out = a[2], a[3], a[4]
     rows, columns, by_row, by_column, batch, padded, size, sign = a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13]
     while True:
