@@ -1,4 +1,4 @@
-"""`compressm`: train, analyze, compress, eval."""
+"""`compressm`: train, analyze, compress, eval, bench."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from compressm.cli.analyze_command import analyze
+from compressm.cli.bench_command import bench
 from compressm.cli.compress_command import compress
 from compressm.cli.eval_command import evaluate
 from compressm.cli.train_command import train
@@ -25,6 +26,7 @@ app.command()(train)
 app.command()(analyze)
 app.command()(compress)
 app.command("eval")(evaluate)
+app.command()(bench)
 
 
 # Older versions of typer raise click's errors, newer ones those of their own copy of click: typer names neither.

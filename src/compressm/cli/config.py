@@ -82,7 +82,11 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Optimization. `threads` is PyTorch's own choice where None; the number used is written to the run's config."""
+    """Optimization.
+
+    `threads` is PyTorch's own choice where None, and `kernels` true where compiled kernels can run; what is used is
+    written to the run's config. `cost_table` is a file of `compressm bench --write`, stored with the run.
+    """
 
     steps: int = 1200
     batch_size: int = 50
@@ -95,6 +99,8 @@ class TrainingConfig:
     ssm_lr_factor: float = 0.5  # of the learning rate, for the parameters of state space layers
     seed: int = 0
     threads: int | None = None
+    kernels: bool | None = None
+    cost_table: str | None = None
     eval_every: int = 100
     log_every: int = 10
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compressm.checkpoint import load_checkpoint
+from compressm.cli.arithmetic import arrange, cost_table_of, read_cost_table, settled
 from compressm.cli.build import (
     build_compressor,
     build_model,
@@ -35,7 +36,6 @@ from compressm.cli.stored import KIND
 from compressm.data.batching import Batcher, evaluation_batch
 from compressm.data.dataset import Dataset
 from compressm.errors import ConfigError, DataError
-from compressm.ops import keep_freed_memory
 from compressm.training.loop import LoopSettings, LoopState, fit
 
 if TYPE_CHECKING:
@@ -54,17 +54,19 @@ class Outcome:
 def start(config: RunConfig, path: Path | None, terminal: Terminal) -> Outcome:
     """A new run in `path`."""
     require_reachable_cuts(config.compression, config.training.steps)
-    threads = config.training.threads or torch.get_num_threads()
+    table = read_cost_table(config.training.cost_table)
     absolute = os.path.abspath(config.data.path) if config.data.path is not None else None
-    config = replace(
-        config,
-        training=replace(config.training, threads=threads),
-        data=replace(config.data, path=absolute),
-    )
+    config = replace(settled(config), data=replace(config.data, path=absolute))
+    arrange(config, table, terminal)
     dataset = load_data(config.data, terminal)
     _require_enough(dataset, config)
-    note = {"data": dataset.fingerprint(), "torch": torch.__version__, "python": platform.python_version()}
-    _training(config, dataset)  # contradictions show before a folder is made
+    note = {
+        "data": dataset.fingerprint(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cost_table": {"scale": dict(table.scale)},
+    }
+    _Parts(config, dataset)  # contradictions show before a folder is made
     folder = RunFolder.create(path, config, note)
     terminal.say(f"Run folder {folder.path}")
     with FolderLock(folder.path):
@@ -75,6 +77,7 @@ def resume(path: Path, terminal: Terminal) -> Outcome:
     """Go on with the run in `path`, from its newest checkpoint."""
     folder = RunFolder.open(path)
     config = folder.config()
+    arrange(config, cost_table_of(folder.note().get("cost_table", {"scale": {}})), terminal)
     dataset = load_data(config.data, terminal)
     if dataset.fingerprint() != folder.note().get("data"):
         raise DataError(f"The data are not those that {path} was started with; restore them, or start a new run.")
@@ -105,14 +108,8 @@ class _Parts:
         return self.scores()[self.objective.metric]
 
 
-def _training(config: RunConfig, dataset: Dataset) -> _Parts:
-    torch.set_num_threads(config.training.threads or torch.get_num_threads())
-    keep_freed_memory()
-    return _Parts(config, dataset)
-
-
 def _train(folder: RunFolder, config: RunConfig, dataset: Dataset, terminal: Terminal) -> bool:
-    parts = _training(config, dataset)
+    parts = _Parts(config, dataset)
     state, length, seconds = LoopState(), 0, None
     saved = folder.checkpoints()
     if saved:

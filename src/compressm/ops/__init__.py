@@ -9,6 +9,7 @@ from compressm.ops.cost import Machine as Machine
 from compressm.ops.cost import Shape as Shape
 from compressm.ops.cost import choose_form as choose_form
 from compressm.ops.cost import cost_table as cost_table
+from compressm.ops.cost import explain_cost as explain_cost
 from compressm.ops.cost import use_cost_table as use_cost_table
 from compressm.ops.dense import dense_lti as dense_lti
 from compressm.ops.dense_bank import dense_bank_response as dense_bank_response

@@ -60,6 +60,8 @@ class Machine:
 # Nanoseconds on one thread for one unit of each kind of work, without and with a backward pass, as
 # benchmarks/fit_costs.py fits them to measured times. What counts is how they compare.
 _START = "start"
+Work = tuple[str, Mapping[str, float]]
+"""A row of the table, and how many units of each kind of work there are."""
 _COSTS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "convolution, compiled": {
         "kernel": (0.075, 0.21),  # one term of the impulse response: L H_in H_out N
@@ -101,19 +103,22 @@ class CostTable:
                     f"The cost table scales {name!r} by {value!r}; wanted a positive number for one of {sorted(known)}."
                 )
 
+    def parts(self, form: Form, shape: Shape, machine: Machine) -> Mapping[str, float]:
+        """The estimated seconds of one call in this form, by kind of work; empty where it cannot run."""
+        found = _WORK[form](shape, machine) if form in _WORK else None
+        if found is None:
+            return {}
+        kind, work = found
+        scale, column = 1e-9 * self.scale.get(form.value, 1.0), int(shape.training)
+        return {name: scale * _COSTS[kind][name][column] * units for name, units in {_START: 1.0, **work}.items()}
+
     def seconds(self, form: Form, shape: Shape, machine: Machine) -> float:
         """The estimated time of one call in this form; infinite where it cannot run."""
-        work = _WORK[form](shape, machine) if form in _WORK else None
-        return math.inf if work is None else 1e-9 * work * self.scale.get(form.value, 1.0)
+        return sum(self.parts(form, shape, machine).values()) or math.inf
 
     def choose(self, shape: Shape, machine: Machine) -> Form:
         """The form with the least estimated time."""
         return min(_WORK, key=lambda form: self.seconds(form, shape, machine))
-
-
-def _total(kind: str, shape: Shape, work: Mapping[str, float]) -> float:
-    costs = _COSTS[kind]
-    return costs[_START][shape.training] + sum(costs[name][shape.training] * units for name, units in work.items())
 
 
 def _shared(machine: Machine) -> float:
@@ -121,7 +126,7 @@ def _shared(machine: Machine) -> float:
     return machine.itemsize / 4 * (1 - _PARALLEL + _PARALLEL / machine.threads)
 
 
-def _convolution(s: Shape, machine: Machine) -> float:
+def _convolution(s: Shape, machine: Machine) -> Work:
     """Kernel, transforms and mixing: the kernel does not depend on the batch, the transforms not on the order."""
     size, share = 2.0 * max(s.length, 1), _shared(machine)
     signals = s.batch * (s.inputs + s.outputs) + s.inputs * s.outputs
@@ -130,10 +135,10 @@ def _convolution(s: Shape, machine: Machine) -> float:
         "transform": size * math.log2(size) * signals * share,
         "mixing": size * s.batch * s.inputs * s.outputs * share,
     }
-    return _total("convolution, compiled" if machine.kernels else "convolution", s, work)
+    return "convolution, compiled" if machine.kernels else "convolution", work
 
 
-def _chunked(s: Shape, machine: Machine) -> float:
+def _chunked(s: Shape, machine: Machine) -> Work:
     """Drive and readout, the states, and the calls of each block."""
     states, share = s.batch * s.length * s.order, _shared(machine)
     products = states * (s.inputs + s.outputs) * share
@@ -142,17 +147,17 @@ def _chunked(s: Shape, machine: Machine) -> float:
     blocks = s.length / block_length(s.batch, s.order, s.length, machine.itemsize)
     if machine.kernels:
         work = {"product": products, "state": states * machine.itemsize / 4, "call": blocks}
-        return _total("chunked, compiled", s, work)
-    return _total("chunked", s, {"product": products, "state": states * share, "call": 0.3 * s.length + blocks})
+        return "chunked, compiled", work
+    return "chunked", {"product": products, "state": states * share, "call": 0.3 * s.length + blocks}
 
 
-def _lanes(s: Shape, machine: Machine) -> float | None:
+def _lanes(s: Shape, machine: Machine) -> Work | None:
     """Rounds of groups of 16 sequences, one group a thread."""
     if not machine.kernels:
         return None
     rounds, width = math.ceil(math.ceil(s.batch / LANES) / machine.threads), s.inputs + s.outputs
     steps = rounds * LANES * s.length
-    return _total("lanes", s, {"product": steps * s.order * width, "number": steps * (s.order + width)})
+    return "lanes", {"product": steps * s.order * width, "number": steps * (s.order + width)}
 
 
 _WORK = {
@@ -186,3 +191,8 @@ def choose_form(
     """
     shape = Shape(batch, length, inputs, outputs, order, training)
     return _table.choose(shape, Machine.here() if machine is None else machine)
+
+
+def explain_cost(form: Form, shape: Shape, machine: Machine) -> Mapping[str, float]:
+    """What the estimate of a form is made of: seconds by kind of work, by the table in use."""
+    return _table.parts(form, shape, machine)
