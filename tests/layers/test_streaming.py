@@ -9,6 +9,7 @@ from torch import Tensor
 from compressm.errors import ConfigError, StaleModelError
 from compressm.layers import (
     S4D,
+    DiagonalBank,
     LayerKind,
     ModelConfig,
     NormKind,
@@ -99,6 +100,31 @@ def test_a_classifier_gives_the_scores_of_each_prefix() -> None:
 def test_wide_float32_over_a_long_sequence() -> None:
     model = build(width=48, order=40, blocks=3, task=Task.SEQUENCE)
     assert error(Streamer(model), model, sequences(model, 1, 500)) <= 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.no_grad()
+def test_an_s4_layer_that_has_become_diagonal(batch) -> None:
+    model = build(torch.float64, layer=LayerKind.S4)
+    for block in model.blocks:
+        for parameter in (block.ssm.P_re, block.ssm.P_im):
+            parameter.set_(parameter[:0].clone())
+    assert isinstance(model.blocks[0].ssm.system(), DiagonalBank)
+    assert error(Streamer(model, batch), model, sequences(model, batch, 60)) <= 1e-12
+
+
+@pytest.mark.parametrize("kind", [LayerKind.S4, LayerKind.S4D, LayerKind.LSSL])
+@torch.no_grad()
+def test_states_of_banks_are_those_of_the_model(kind) -> None:
+    model = build(torch.float64, layer=kind)
+    streamer, x, state = Streamer(model, 2), sequences(model, 2, 10), model.initial_state(2)
+    for k in range(10):
+        _, state = model.step(x[:, k], state)
+        streamer.step(x[:, k])
+    for mine, theirs in zip(streamer.state().blocks, state.blocks, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-11)
+    streamer.load(state)
+    assert torch.allclose(streamer.step(x[:, 0]), model.step(x[:, 0], state)[0], atol=1e-11)
 
 
 def test_layers_of_different_orders_after_a_cut(resize) -> None:

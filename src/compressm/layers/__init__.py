@@ -23,6 +23,7 @@ from compressm.layers.s4 import S4 as S4
 from compressm.layers.s4d import S4D as S4D
 from compressm.layers.s5 import S5 as S5
 from compressm.layers.streaming import Streamer as Streamer
+from compressm.layers.systems import DenseBank as DenseBank
 from compressm.layers.systems import DenseSystem as DenseSystem
 from compressm.layers.systems import DiagonalBank as DiagonalBank
 from compressm.layers.systems import DiagonalSystem as DiagonalSystem

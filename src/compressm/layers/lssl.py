@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compressm.layers.base import SequenceLayer, check_size
 from compressm.layers.hippo import check_steps, legs, log_uniform
 from compressm.layers.layout import Layout
+from compressm.layers.systems import DenseBank
 from compressm.ops.bank import bank_convolution
 from compressm.ops.dense_bank import dense_bank_response
 from compressm.ops.precision import precise, working_dtype
@@ -71,6 +72,9 @@ class LSSL(SequenceLayer):
     def layout(self, batch: int, length: int) -> Layout:
         """Channels first, always: every channel is a convolution of its own."""
         return Layout.CHANNELS
+
+    def system(self) -> DenseBank:
+        return DenseBank(*self.sampled(), self.C, self.D)
 
     def initial_state(self, batch: int) -> Tensor:
         """The zero state (batch, H, N), in float32 or wider."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from compressm.layers.base import SequenceLayer, check_size
 from compressm.layers.hippo import check_steps, diagonal_legs, legs, log_uniform
 from compressm.layers.layout import Layout
+from compressm.layers.systems import DenseBank, DiagonalBank
 from compressm.ops.bank import bank_convolution, bank_lti, bank_step
 from compressm.ops.dense_bank import dense_bank_response
 from compressm.ops.precision import precise, working_dtype
@@ -93,6 +94,11 @@ class S4(SequenceLayer):
     def layout(self, batch: int, length: int) -> Layout:
         """Channels first, always: every channel is a convolution of its own."""
         return Layout.CHANNELS
+
+    def system(self) -> DiagonalBank | DenseBank:
+        if self.is_diagonal:
+            return DiagonalBank(*self._diagonal_system(), self.D)
+        return DenseBank(*self.sampled(), self.D)
 
     def initial_state(self, batch: int) -> Tensor:
         """The zero state (batch, H, N, 2): real and imaginary parts, in float32 or wider."""

@@ -52,4 +52,18 @@ class DiagonalBank:
     d: Tensor
 
 
-LinearSystem = DiagonalSystem | DenseSystem | DiagonalBank
+@dataclass(frozen=True)
+class DenseBank:
+    """x_k = a x_{k-1} + b u_k and y_k = Re(c x_k) + d u_k in each channel.
+
+    a (H, N, N), b, c (H, N), all real or all complex; d (H,). The state is (batch, H, N), or (batch, H, N, 2) for
+    complex a: real and imaginary parts.
+    """
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    d: Tensor
+
+
+LinearSystem = DiagonalSystem | DenseSystem | DiagonalBank | DenseBank

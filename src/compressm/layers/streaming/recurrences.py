@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressm.layers.base import SequenceLayer
 from compressm.layers.streaming.vectors import Call, Tables, Vectors, product
-from compressm.layers.systems import DenseSystem, DiagonalBank, DiagonalSystem, LinearSystem
+from compressm.layers.systems import DenseBank, DenseSystem, DiagonalBank, DiagonalSystem, LinearSystem
 from compressm.ops.precision import precise
 
 
@@ -41,7 +41,9 @@ def system_recurrence(
         case DenseSystem():
             return _dense(system, around, source, target, tables)
         case DiagonalBank():
-            return _bank(system, around, source, target)
+            return _diagonal_bank(system, around, source, target)
+        case DenseBank():
+            return _dense_bank(system, around, source, target, tables)
 
 
 def step_recurrence(layer: SequenceLayer, gain: float, source: Vectors, target: Tensor) -> Recurrence:
@@ -92,7 +94,7 @@ def _dense(system: DenseSystem, around: Around, source: Vectors, target: Tensor,
     return Recurrence(calls, state)
 
 
-def _bank(system: DiagonalBank, around: Around, source: Vectors, target: Tensor) -> Recurrence:
+def _diagonal_bank(system: DiagonalBank, around: Around, source: Vectors, target: Tensor) -> Recurrence:
     (batch, width), order = target.shape, system.nu.shape[1]
     memory = target.new_zeros(batch, width, order + 1, 2)  # each channel's states, then its input
     state, u = memory[:, :, :order], memory[:, :, order, 0]
@@ -110,3 +112,28 @@ def _bank(system: DiagonalBank, around: Around, source: Vectors, target: Tensor)
         partial(torch.sum, products.flatten(2), -1, out=target),
     ]
     return Recurrence(calls, state)
+
+
+def _dense_bank(system: DenseBank, around: Around, source: Vectors, target: Tensor, tables: Tables) -> Recurrence:
+    (batch, width), order = target.shape, system.a.shape[1]
+    dtype = target.dtype.to_complex() if system.a.is_complex() else target.dtype
+    memory = target.new_zeros(width, order + 1, batch, dtype=dtype)  # each channel's states, then its input
+    parts = torch.view_as_real(memory) if memory.is_complex() else memory.unsqueeze(-1)
+    state, u = memory[:, :order], parts[:, order, :, 0].mT
+    after = torch.empty_like(state)
+    moved = tables.hold(torch.cat([system.a, system.b.unsqueeze(-1)], 2).to(dtype))
+    read = torch.stack([system.c.real, -system.c.imag], 2) if memory.is_complex() else system.c.unsqueeze(-1)
+    through = torch.zeros_like(read[:, :1])
+    through[:, 0, 0] = system.d
+    weights = (around.gain * torch.cat([read, through], 1)).to(target).unsqueeze(2)
+    products = torch.empty_like(parts)
+    scale, shift = around.scale.to(target), around.shift.to(target)
+    calls: list[Call] = [
+        partial(torch.addcmul, shift, scale, source.values, out=u),
+        partial(torch.bmm, moved, memory, out=after),
+        partial(state.copy_, after),
+        partial(torch.mul, parts, weights, out=products),
+        partial(torch.sum, products, (1, 3), out=target.mT),
+    ]
+    states = state.permute(2, 0, 1)
+    return Recurrence(calls, torch.view_as_real(states) if states.is_complex() else states)
