@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 import subprocess
 import sys
 
@@ -180,9 +182,6 @@ def test_without_numba_all_works_in_plain_torch() -> None:
     code = """
 import sys
 sys.modules["numba"] = None
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *a: None if name == "numba" else find(name, *a)
 import torch
 from compressm.layers import ModelConfig, SequenceModel
 from compressm.ops import kernels_run
@@ -191,6 +190,32 @@ model(torch.randn(20, 30, 1)).sum().backward()
 assert not kernels_run()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["haswell", "generic"])
+def test_kernels_on_lesser_processors(name) -> None:
+    """Registers of 8 and of 4 numbers, the last without fused multiply-adds; nothing comes from the cache."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("named processors are of the x86 family")
+    code = """
+import torch
+from compressm.ops import Form, diagonal_lti
+from compressm.ops.pointwise import gelu_dropout
+torch.manual_seed(0)
+p = [torch.rand(5), torch.rand(5), *(torch.randn(5, 3) for _ in range(2)), *(torch.randn(3, 5) for _ in range(2))]
+u = torch.randn(18, 40, 3, requires_grad=True)
+wanted = diagonal_lti(*p, u, form=Form.REFERENCE)
+(grad,) = torch.autograd.grad(wanted.square().sum(), u)
+for form in (Form.LANES, Form.CHUNKED, Form.CONVOLUTION):
+    y = diagonal_lti(*p, u, form=form)
+    (found,) = torch.autograd.grad(y.square().sum(), u)
+    assert torch.allclose(y, wanted, atol=1e-4) and torch.allclose(found, grad, rtol=1e-3, atol=1e-3), form
+x = torch.randn(1003)
+assert torch.allclose(gelu_dropout(x, 0.0), torch.nn.functional.gelu(x), atol=1e-6)
+"""
+    settings = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": "" if name == "generic" else "+avx2,+fma"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=os.environ | settings)
 
 
 def test_dropout_of_everything_it_may_drop() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from functools import cache
-from importlib.util import find_spec
+from importlib import import_module
 
 import torch
 
@@ -42,7 +42,9 @@ def usable(device: torch.device, dtype: torch.dtype) -> bool:
 
 @cache
 def _available() -> bool:
-    if find_spec("numba") is None:
-        _log.info("numba is not installed: plain torch is used. pip install compressm[fast] makes the CPU faster.")
+    try:
+        import_module("numba")
+    except ImportError as error:
+        _log.info("Plain torch is used, numba cannot be imported (pip install compressm[fast]): %s", error)
         return False
     return True
