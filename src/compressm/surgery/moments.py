@@ -190,11 +190,17 @@ def _with_mean(
     means = {name: _squared(entries[name]["exp_avg"]) for name in old}
     largest = max(_largest_ratio(means[name], value) for name, value in old.items())
     share = 1 / largest if largest > 0 else 0.0  # 1 / rho^2, 0 where a mean stands without a second moment
-    spread = state_map.variances({name: (value - share * means[name]).clamp_min(0) for name, value in old.items()})
+    spread = state_map.variances({name: _difference(value, share * means[name]) for name, value in old.items()})
     if spread is None:
         return None
     new = carried["exp_avg"]
     return {name: value + share * _squared(new[name]) for name, value in spread.items()}
+
+
+def _difference(square: Tensor, part: Tensor) -> Tensor:
+    """square - part >= 0, where what is only round-off counts as 0: a map may tell zero from positive."""
+    rest = square - part
+    return torch.where(rest > 64 * torch.finfo(rest.dtype).eps * square, rest, torch.zeros_like(rest))
 
 
 def _largest_ratio(mean: Tensor, square: Tensor) -> float:
