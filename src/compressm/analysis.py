@@ -12,7 +12,13 @@ from torch import Tensor
 from compressm.adapters.base import Form
 from compressm.adapters.calibration import Capture
 from compressm.adapters.holding import reference_tensor
-from compressm.adapters.moments import controllability_moments, observability_moments
+from compressm.adapters.moments import (
+    MomentSum,
+    controllability_moments,
+    controllability_sum,
+    observability_moments,
+    observability_sum,
+)
 from compressm.adapters.registry import LayerRef
 from compressm.errors import AdapterError, CompressmError, InvalidSystemError, UnsupportedReductionError
 from compressm.linalg.forms import Frame, states_per_slot
@@ -110,6 +116,18 @@ class LayerAnalysis:
         if isinstance(self.reducer, Reducer):
             return weighting.spectrum.values
         return balanced_scores(self.system, weighting).sort(dim=-1, descending=True).values
+
+    def moment_sums(self, tokens: tuple[int, int]) -> tuple[MomentSum | None, MomentSum | None]:
+        """The sums behind the Gramians from data that the settings ask for, of this process's own captures.
+
+        `tokens` are the positions of inputs and of gradients that all processes captured.
+        """
+        p = q = None
+        if self.settings.controllability is GramianSource.DATA:
+            p = controllability_sum(self._balanced, self.capture, self.frame, tokens[0])
+        if self.settings.observability is GramianSource.LOSS:
+            q = observability_sum(self._balanced, self.capture, self.frame, tokens[1])
+        return p, q
 
     def _spectrum(self, values: Tensor) -> Spectrum:
         if self.settings.batch_order is BatchOrder.POOLED and values.ndim > 1:

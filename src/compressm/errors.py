@@ -55,3 +55,7 @@ class DataError(CompressmError, ValueError):
 
 class MissingDependencyError(CompressmError, ImportError):
     """A package that only some features need is not installed."""
+
+
+class DistributedError(CompressmError, RuntimeError):
+    """The processes of one run disagree, or one of them failed; go on from the last checkpoint."""

@@ -15,15 +15,30 @@ from torch.utils.hooks import RemovableHandle
 from compressm.adapters.holding import identity_of, reference_tensor
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
 
+MAX_TOKENS = 100_000
+"""Positions of a layer that are kept where nothing else is said."""
+
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class PooledMoments:
+    """Second moments of one layer's states and costates over the captures of all processes; None without captures."""
+
+    controllability: Tensor | None
+    observability: Tensor | None
 
 
 @dataclass(eq=False)
 class Capture:
-    """What was captured at one layer, `(batch, L, *)`, with masks: inputs, and gradients of the loss at the output."""
+    """What was captured at one layer, `(batch, L, *)`, with masks: inputs, and gradients of the loss at the output.
+
+    `pooled`, where set, are the moments to use in place of those of this process's own captures.
+    """
 
     inputs: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
     gradients: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+    pooled: PooledMoments | None = None
 
     def tokens(self) -> int:
         """The number of captured input positions, padding included."""
@@ -57,7 +72,7 @@ class Calibration:
         *,
         adapters: Adapters | None = None,
         capture_gradients: bool = True,
-        max_tokens: int = 100_000,
+        max_tokens: int = MAX_TOKENS,
         grad_scale: Callable[[], float] | None = None,
         training_only: bool = False,
     ) -> None:
@@ -93,6 +108,10 @@ class Calibration:
     def capture(self, name: str) -> Capture | None:
         """What was captured at the layer of that name, None where it saw no pass."""
         return self._captures.get(self._names.get(name, name))
+
+    def pool(self, name: str, moments: PooledMoments) -> None:
+        """Use these moments for the layer of that name until the captures are cleared."""
+        self._of(self._names.get(name, name)).pooled = moments
 
     def state_dict(self) -> dict[str, Any]:
         """The captures, as nested dictionaries and lists of tensors."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isfinite
 
 import torch
@@ -19,6 +19,18 @@ _CHUNK = 32  # time steps whose states are held at once, at most
 _BLOCK = 2**23  # numbers in the states held at once, unless one step has more
 
 
+@dataclass(frozen=True, eq=False)
+class MomentSum:
+    """A sum of outer products over samples, and the number of samples (more than 0)."""
+
+    total: Tensor
+    count: float
+
+    def mean(self) -> Tensor:
+        """The mean outer product."""
+        return self.total / self.count
+
+
 def controllability_moments(system: StateSpace, capture: Capture, frame: Frame) -> Tensor | None:
     """The mean over data and time of x x* `(*h, n, n)` for the layer's own inputs; None without captured inputs, or
     where those of a system of a bank all vanish.
@@ -26,7 +38,11 @@ def controllability_moments(system: StateSpace, capture: Capture, frame: Frame) 
     In `Frame.REAL` of a complex system, of xi xi^T with xi = [Re x; Im x], which holds both E[x x*] and E[x x^T].
     Not centred; padded positions are left out.
     """
-    moments = _mean_outer_products(system, ((u, mask) for u, mask in capture.inputs), capture.tokens(), frame)
+    if capture.pooled is not None:
+        moments = capture.pooled.controllability
+    else:
+        found = controllability_sum(system, capture, frame, capture.tokens())
+        moments = None if found is None else found.mean()
     return moments if moments is None or moments.ndim == 2 or _seen(moments) else None
 
 
@@ -37,13 +53,27 @@ def observability_moments(system: StateSpace, capture: Capture, frame: Frame) ->
     the gradients of training itself). Padded positions are left out. None without captured gradients, or where they
     all vanish at a system.
     """
-    passes = ((g.flip(1), None if mask is None else mask.flip(1)) for g, mask in capture.gradients)
-    moments = _mean_outer_products(dual(system), passes, capture.gradient_tokens(), frame)
+    if capture.pooled is not None:
+        moments = capture.pooled.observability
+    else:
+        found = observability_sum(system, capture, frame, capture.gradient_tokens())
+        moments = None if found is None else found.mean()
     return moments if moments is not None and _seen(moments) else None
 
 
 def _seen(moments: Tensor) -> bool:
     return bool((moments.diagonal(dim1=-2, dim2=-1) != 0).any(-1).all())
+
+
+def controllability_sum(system: StateSpace, capture: Capture, frame: Frame, tokens: int) -> MomentSum | None:
+    """The sum behind `controllability_moments`, thinned as is due where `tokens` positions were captured in all."""
+    return _sum_outer_products(system, capture.inputs, tokens, frame)
+
+
+def observability_sum(system: StateSpace, capture: Capture, frame: Frame, tokens: int) -> MomentSum | None:
+    """The sum behind `observability_moments`, thinned as is due where `tokens` positions were captured in all."""
+    passes = ((g.flip(1), None if mask is None else mask.flip(1)) for g, mask in capture.gradients)
+    return _sum_outer_products(dual(system), passes, tokens, frame)
 
 
 def output_change(system: StateSpace, reduced: StateSpace, capture: Capture, sequences: int = 16) -> float | None:
@@ -63,9 +93,9 @@ def output_change(system: StateSpace, reduced: StateSpace, capture: Capture, seq
     return change / size if size > 0 else float(change > 0)
 
 
-def _mean_outer_products(
+def _sum_outer_products(
     system: StateSpace, passes: Iterable[tuple[Tensor, Tensor | None]], tokens: int, frame: Frame
-) -> Tensor | None:
+) -> MomentSum | None:
     passes = [(_without_padding(values, mask), mask) for values, mask in passes]
     # States are simulated in single precision: at size 1, so that their squares neither overflow nor vanish.
     size = _largest(values for values, _ in passes), _largest([system.b])
@@ -84,7 +114,7 @@ def _mean_outer_products(
             total = outer if total is None else total + outer
     if total is None or count == 0:
         return None
-    return (total / count).cpu() * (size[0] * size[1]) ** 2
+    return MomentSum(total.cpu() * (size[0] * size[1]) ** 2, count)
 
 
 def _state_chunks(

@@ -14,22 +14,23 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from compressm.adapters.calibration import Calibration
+from compressm.adapters.calibration import MAX_TOKENS, Calibration
 from compressm.adapters.registry import Adapters
 from compressm.analysis import read_system
 from compressm.compress import compress_
-from compressm.errors import CompressmError, ConfigError, SurgeryError
+from compressm.errors import CompressmError, ConfigError, DistributedError, SurgeryError
 from compressm.reduction.criteria import Criterion
+from compressm.reduction.report import CompressionReport
 from compressm.reduction.result import GramianSource
 from compressm.settings import CompressionSettings
 from compressm.surgery.snapshot import Snapshot, Stateful
-from compressm.surgery.wrappers import require_plain
 from compressm.training.clock import StepClock, Work
 from compressm.training.guard import Guard
 from compressm.training.history import Cut, Event, History, RolledBack, Skipped
 from compressm.training.interrupts import held_interrupts
 from compressm.training.plan import make_plan
 from compressm.training.probe import Probe
+from compressm.training.processes import processes_of
 from compressm.training.schedule import Schedule
 from compressm.training.state import (
     VERSION,
@@ -78,8 +79,12 @@ class InTrainingCompressor:
       rolled back too. Data are not rewound.
     * `on_cut` is called with the `Cut` event after each cut, `on_error` says what happens where one cannot be made.
 
-    Raises ConfigError for settings that contradict each other, AdapterError where the model has no layer to cut, and
-    SurgeryError where it is wrapped (DDP, FSDP, torch.compile).
+    On many processes give the DistributedDataParallel object as `model`, and make, step and load the compressor on all
+    of them: rank 0 decides on what all have captured, the others receive its cut (see `training.distributed`).
+
+    Raises ConfigError for settings that contradict each other, AdapterError where the model has no layer to cut,
+    SurgeryError where it is wrapped in anything else (FSDP, torch.compile), and DistributedError where the processes'
+    models or settings differ.
     """
 
     def __init__(
@@ -100,12 +105,12 @@ class InTrainingCompressor:
         on_error: OnError = OnError.SKIP,
     ) -> None:
         self.plan = make_plan(schedule, total_steps, settings, criteria, calibration_steps, guard)
-        self.model = model
+        self.processes = processes_of(model)
+        self.model = model = self.processes.model
         self._optimizers = tuple(optimizer) if isinstance(optimizer, Sequence) else (optimizer,)
         schedulers = tuple(scheduler) if isinstance(scheduler, Sequence) else (scheduler,)
         self._restorable = schedulers if grad_scaler is None else (*schedulers, grad_scaler)
         self._adapters, self._on_cut, self._on_error = adapters, on_cut, on_error
-        require_plain(model)
         layers = require_layers(model, adapters)
         self.history = History({x.name: read_system(x).order for x in layers})
         self._clock, self._peak = StepClock(self.history.initial), PeakMemory()
@@ -114,10 +119,16 @@ class InTrainingCompressor:
         gradients = self.plan.settings.observability is GramianSource.LOSS
         scale = None if grad_scaler is None else grad_scaler.get_scale
         self._calibration = Calibration(
-            model, adapters=adapters, capture_gradients=gradients, grad_scale=scale, training_only=True
+            model,
+            adapters=adapters,
+            capture_gradients=gradients,
+            max_tokens=-(-MAX_TOKENS // self.processes.size),
+            grad_scale=scale,
+            training_only=True,
         )
         self._watch = StepWatch(self._optimizers)
         require_their_optimizer(layers, self._optimizers)
+        self._check_processes()
         self._arrange_capture()
 
     @property
@@ -188,6 +199,7 @@ class InTrainingCompressor:
         self._calibration.stop()
         self._calibration.clear()
         self._watch.close()
+        self.processes.close()
 
     def state_dict(self) -> dict[str, Any]:
         """All it takes to go on exactly: nested dictionaries and lists of numbers, texts and tensors.
@@ -219,6 +231,8 @@ class InTrainingCompressor:
         self._calibration.load_state_dict(state["calibration"])
         self.history, self._probe, self._clock, self._peak = history, probe, clock, peak
         self._steps, self._stopped = int(state["steps"]), bool(state["stopped"])
+        self._check_processes()
+        self.processes.resized()
         self._arrange_capture()
 
     def __enter__(self) -> InTrainingCompressor:
@@ -244,22 +258,18 @@ class InTrainingCompressor:
         settings = self.plan.settings_at(self._steps)
         self._calibration.stop()
         try:
+            self._check_processes()
             before, snapshot = self._before_cut()
             with self._clock.timing(Work.CUT):
-                report = compress_(
-                    self.model,
-                    settings,
-                    optimizer=self._optimizers,
-                    calibration=self._calibration,
-                    adapters=self._adapters,
-                    budgets=self.history.budgets(),
+                report = self.processes.cut(
+                    lambda: self._compress(settings), settings, self._optimizers, self._calibration, self._adapters
                 )
         except (CompressmError, torch.linalg.LinAlgError) as error:
-            if self._on_error is OnError.RAISE or isinstance(error, ConfigError):
+            if self._on_error is OnError.RAISE or isinstance(error, ConfigError | DistributedError):
                 raise
             skipped = Skipped(self._steps, str(error))
             self.history.add(skipped)
-            _log.warning("%s", skipped)
+            self._tell(logging.WARNING, "%s", skipped)
             return skipped
         finally:
             self._calibration.clear()
@@ -268,29 +278,41 @@ class InTrainingCompressor:
             self._probe = Probe(cut, before, snapshot, self.history.events)
         self.history.add(cut)
         self._clock.resize(self.orders())
-        _log.info("%s (%.2f s)", cut, report.seconds)
+        self._tell(logging.INFO, "%s (%.2f s)", cut, report.seconds)
         if self._on_cut is not None:
             self._on_cut(cut)
         return cut
+
+    def _compress(self, settings: CompressionSettings) -> CompressionReport:
+        return compress_(
+            self.model,
+            settings,
+            optimizer=self._optimizers,
+            calibration=self._calibration,
+            adapters=self._adapters,
+            budgets=self.history.budgets(),
+        )
 
     def _before_cut(self) -> tuple[float, Snapshot | None]:
         guard = self.plan.guard
         if guard is None:
             return 0.0, None
         with self._clock.timing(Work.GUARD):
-            return guard.measure(self.model), Snapshot.take(self.model, self._optimizers, self._restorable)
+            before = self.processes.agreed(guard.measure(self.model))
+            return before, Snapshot.take(self.model, self._optimizers, self._restorable)
 
     def _judge(self, probe: Probe) -> tuple[Event, ...]:
         guard = self.plan.guard
         if guard is None:
             return ()
         with self._clock.timing(Work.GUARD), self.not_capturing():
-            after = guard.measure(self.model)
+            after = self.processes.agreed(guard.measure(self.model))
         self._probe = None
         if not guard.refuses(probe.before, after):
             return ()
         with self._clock.timing(Work.GUARD):
             probe.snapshot.restore()
+            self.processes.resized()
         event = RolledBack(self._steps, probe.cut.step, probe.before, after, guard.allowed, probe.cut.report)
         self._steps = probe.cut.step
         self.history = History(self.history.initial, (*probe.events, event))
@@ -298,12 +320,22 @@ class InTrainingCompressor:
         self._stopped = guard.stop_after_rollback
         self._calibration.stop()
         self._calibration.clear()
-        _log.warning("%s", event)
+        self._tell(logging.WARNING, "%s", event)
         return (event,)
 
     def _peak_memory(self) -> PeakMemory:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         return PeakMemory.now(device).or_more(self._peak)
+
+    def _check_processes(self) -> None:
+        """Raise DistributedError, on every process, where they are not at the same point of the same run."""
+        orders = [cut.report.orders() for cut in self.history.cuts]
+        what = {"the plan": self.plan.fingerprint(), "the step": self._steps, "the orders after each cut": orders}
+        self.processes.check(what, self._optimizers)
+
+    def _tell(self, level: int, text: str, *values: object) -> None:
+        if self.processes.rank == 0:
+            _log.log(level, text, *values)
 
     def _arrange_capture(self) -> None:
         if self._closed:

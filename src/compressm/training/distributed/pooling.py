@@ -1,0 +1,73 @@
+"""Second moments over the captures of all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from compressm.adapters.calibration import Calibration, Capture, PooledMoments
+from compressm.adapters.moments import MomentSum
+from compressm.adapters.registry import Adapters, find_layers
+from compressm.analysis import LayerAnalysis
+from compressm.errors import CompressmError
+from compressm.settings import CompressionSettings
+from compressm.training.distributed.channel import Channel
+
+_Sums = dict[str, tuple[MomentSum | None, MomentSum | None]]
+
+
+def pool_moments(
+    channel: Channel,
+    model: nn.Module,
+    settings: CompressionSettings,
+    calibration: Calibration,
+    adapters: Adapters | None,
+) -> None:
+    """Make `calibration` give, on every process, the moments over what all of them captured.
+
+    With S_r the sum of outer products and n_r the number of samples of process r, that is sum(S_r) / sum(n_r). The loss
+    is the mean of the processes' losses, so that gradients with respect to it are 1 / size of those captured. Where a
+    process cannot analyse a layer, nothing is pooled: rank 0's own analysis then says why.
+    """
+    layers = find_layers(model, adapters)
+    captures = {ref.name: calibration.capture(ref.name) or Capture() for ref in layers}
+    counts = channel.gather({name: [c.tokens(), c.gradient_tokens()] for name, c in captures.items()})
+    sums: _Sums = {}
+    failed = False
+    for ref in layers:
+        tokens = [sum(each[ref.name][k] for each in counts) for k in range(2)]
+        try:
+            analysis = LayerAnalysis(ref, settings, captures[ref.name], None)
+            sums[ref.name] = analysis.moment_sums((tokens[0], tokens[1]))
+        except (CompressmError, torch.linalg.LinAlgError):
+            failed = True
+            break
+    if any(channel.gather(failed)):
+        return
+    totals = _totals(channel, sums)
+    for ref in layers:
+        p, q = (totals.get(f"{ref.name}/{side}") for side in range(2))
+        calibration.pool(ref.name, PooledMoments(p, None if q is None else q / channel.size**2))
+
+
+def _totals(channel: Channel, sums: Mapping[str, tuple[MomentSum | None, MomentSum | None]]) -> dict[str, Tensor]:
+    """The mean over all processes of each layer's and side's samples, where any process has some."""
+    own = {f"{name}/{side}": s for name, pair in sums.items() for side, s in enumerate(pair) if s is not None}
+    forms = channel.gather({key: [list(s.total.shape), s.total.is_complex()] for key, s in own.items()})
+    shapes: dict[str, tuple[torch.Size, bool]] = {}
+    for each in forms:
+        for key, (shape, is_complex) in each.items():
+            shapes.setdefault(key, (torch.Size(shape), is_complex))
+    found: dict[str, Tensor] = {}
+    for key, (shape, is_complex) in sorted(shapes.items()):
+        total = torch.zeros(shape, dtype=torch.complex128 if is_complex else torch.float64)
+        count = torch.zeros(1, dtype=torch.float64)
+        if key in own:
+            total, count = own[key].total, torch.tensor([own[key].count], dtype=torch.float64)
+        numbers = torch.view_as_real(total) if is_complex else total
+        summed = channel.sum(torch.cat([count, numbers.reshape(-1)]))
+        mean = (summed[1:] / summed[0]).reshape(numbers.shape)
+        found[key] = torch.view_as_complex(mean) if is_complex else mean
+    return found

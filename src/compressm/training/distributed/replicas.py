@@ -1,0 +1,128 @@
+"""Processes that train equal copies of a model under DistributedDataParallel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from compressm import errors
+from compressm.adapters.calibration import Calibration
+from compressm.adapters.registry import Adapters
+from compressm.errors import CompressmError, DistributedError
+from compressm.reduction.report import CompressionReport
+from compressm.settings import CompressionSettings
+from compressm.surgery.wrappers import require_plain
+from compressm.training.distributed.channel import Channel
+from compressm.training.distributed.following import describe_layers, follow
+from compressm.training.distributed.pooling import pool_moments
+from compressm.training.distributed.renewal import renew, require_renewable
+from compressm.training.distributed.structure import describe, require_equal
+from compressm.training.processes import Processes
+
+
+class Replicas(Processes):
+    """The processes of a DistributedDataParallel: rank 0 decides and cuts, the others receive what it has made."""
+
+    def __init__(self, ddp: DistributedDataParallel) -> None:
+        require_plain(ddp.module)
+        require_renewable(ddp)
+        self._ddp = ddp
+        self._channel = Channel(dist.get_process_group_ranks(ddp.process_group))
+
+    @property
+    def rank(self) -> int:
+        return self._channel.rank
+
+    @property
+    def size(self) -> int:
+        return self._channel.size
+
+    @property
+    def model(self) -> nn.Module:
+        return self._ddp.module
+
+    def gather(self, value: Any) -> list[Any]:
+        return self._channel.gather(value)
+
+    def agreed(self, value: float) -> float:
+        found = self._channel.broadcast(value)
+        return float(found)
+
+    def check(self, what: Mapping[str, object], optimizers: Sequence[Optimizer]) -> None:
+        plain = {name: repr(value) for name, value in what.items()}
+        require_equal(self._channel, {**plain, **describe(self.model, optimizers)})
+
+    def cut(
+        self,
+        decide: Callable[[], CompressionReport],
+        settings: CompressionSettings,
+        optimizers: Sequence[Optimizer],
+        calibration: Calibration,
+        adapters: Adapters | None,
+    ) -> CompressionReport:
+        pool_moments(self._channel, self.model, settings, calibration, adapters)
+        report, described = broadcast_cut(self._channel, decide, self.model, optimizers, adapters)
+        if self.rank != 0:
+            follow(self.model, described, optimizers, adapters)
+        if report.changed:
+            self.check({"the cut": report.orders()}, optimizers)
+            self.resized()
+        return report
+
+    def resized(self) -> None:
+        renew(self._ddp)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def broadcast_cut(
+    channel: Channel,
+    decide: Callable[[], CompressionReport],
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    adapters: Adapters | None,
+) -> tuple[CompressionReport, dict[str, Any]]:
+    """Call `decide` on rank 0; everywhere its report, and what became of the layers that it cut.
+
+    Raises what `decide` raised, on every process: the same kind of CompressmError, DistributedError for another one.
+    """
+    if channel.rank != 0:
+        message = channel.broadcast()
+        if "error" in message:
+            raise _error(message)
+        return CompressionReport.from_dict(message["report"]), message["layers"]
+    try:
+        report = decide()
+        changed = [layer.name for layer in report.layers if layer.changed]
+        described = describe_layers(model, changed, optimizers, adapters)
+        message = {"report": report.to_dict(), "layers": described}
+    except BaseException as error:
+        channel.broadcast({"error": _kind(error), "text": str(error) or type(error).__name__})
+        raise
+    channel.broadcast(message)
+    return report, described
+
+
+def _kind(error: BaseException) -> str:
+    if isinstance(error, torch.linalg.LinAlgError):
+        return "InvalidSystemError"
+    return type(error).__name__ if isinstance(error, CompressmError) else "DistributedError"
+
+
+def _error(message: Mapping[str, str]) -> CompressmError:
+    kind = getattr(errors, message["error"], DistributedError)
+    if not (isinstance(kind, type) and issubclass(kind, CompressmError)):
+        kind = DistributedError
+    text = message["text"]
+    return (
+        kind(f"Rank 0 failed in a cut ({text}). Start again from the last checkpoint.")
+        if kind is DistributedError
+        else kind(text)
+    )

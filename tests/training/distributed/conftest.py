@@ -1,0 +1,63 @@
+"""Real processes: forked from a server that has imported torch once, joined by gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compressm.training.distributed.channel import unpack
+
+WORKERS = Path(__file__).parent / "workers.py"
+SOURCE = str(Path(__file__).parents[3] / "src")
+
+Launch = Callable[..., list[Any]]
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> Any:
+    """A server whose children start with torch and the library imported."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed", "compressm", "compressm.training.distributed.replicas"])
+    return context
+
+
+@pytest.fixture(scope="session")
+def launch(forkserver: Any, tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    """Run a function of workers.py as `size` ranks; what each returned, by rank, and None for one that was killed.
+
+    An exception is returned as {"error": its kind, "text": its message}.
+    """
+
+    def call(name: str, size: int, *, timeout: float = 500.0, **arguments: Any) -> list[Any]:
+        folder = tmp_path_factory.mktemp("job")
+        jobs = [
+            {"function": name, "rank": rank, "size": size, "folder": str(folder), "arguments": arguments}
+            for rank in range(size)
+        ]
+        processes = [forkserver.Process(target=runpy.run_path, args=(str(WORKERS), {"JOB": job})) for job in jobs]
+        for process in processes:
+            process.start()
+        deadline = time.monotonic() + timeout
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        stuck = [rank for rank, process in enumerate(processes) if process.is_alive()]
+        for process in processes:
+            process.kill()
+            process.join()
+        assert not stuck, f"ranks {stuck} did not end within {timeout} s"
+        files = [folder / f"result-{rank}" for rank in range(size)]
+        return [
+            unpack(torch.frombuffer(bytearray(f.read_bytes()), dtype=torch.uint8)) if f.exists() else None
+            for f in files
+        ]
+
+    return call
