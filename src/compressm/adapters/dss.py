@@ -40,7 +40,7 @@ class DSSAdapter(StateSpaceAdapter):
 
     def selection(self, layer: nn.Module) -> SelectionRules:
         """One keep-set for all channels; B is fixed by the poles."""
-        return SelectionRules(shared=True, refit_inputs=False)
+        return SelectionRules(shared=True, refit_outputs=True)
 
     def write(self, layer: nn.Module, reduction: Reduction) -> LayerUpdate:
         """The parameters of the kept states; only the products of input and output weights matter."""
