@@ -190,7 +190,7 @@ def output_change_to_half(system: StateSpace, capture: Capture, frame: Frame) ->
 
 def test_many_positions_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     system, u = system_of(make(LRU)), inputs(4, 100, 3)
-    monkeypatch.setattr(moments_module, "_MAX_SAMPLES", 140)  # 400 positions: every third step
+    monkeypatch.setattr(moments_module, "_MOST_SAMPLES", 140)  # 400 positions: every third step
     x = states(system, u).view(4, 100, 5)[:, ::3].flatten(0, 1)
     assert close(controllability_moments(system, Capture([(u, None)]), Frame.COMPLEX), mean_outer(x)[0])
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from compressm.adapters.calibration import Capture
-from compressm.linalg.forms import Frame
+from compressm.linalg.forms import Frame, frame_states
 from compressm.linalg.gramians import dual
 from compressm.linalg.statespace import StateSpace
 
-_MAX_SAMPLES = 16_000  # positions whose outer products are averaged, evenly spread over time
+_SAMPLES = 16  # positions for each real state whose outer products are averaged, evenly spread over time,
+_LEAST_SAMPLES, _MOST_SAMPLES = 4_000, 16_000  # within these limits
 _CHUNK = 32  # time steps whose states are held at once, at most
 _BLOCK = 2**23  # numbers in the states held at once, unless one step has more
 
@@ -103,7 +104,8 @@ def _sum_outer_products(
     passes = [(values / size[0], mask) for values, mask in passes]
     total: Tensor | None = None
     count = 0.0
-    stride = max(1, -(-tokens // _MAX_SAMPLES))
+    samples = min(max(_SAMPLES * frame_states(system, frame), _LEAST_SAMPLES), _MOST_SAMPLES)
+    stride = max(1, -(-tokens // samples))
     for u, mask in passes:
         for states, weights in _state_chunks(system, u, mask, stride):
             x = _coordinates(states, frame)

@@ -62,6 +62,10 @@ class Reducer(ABC):
         """The system whose Gramians are to be balanced; the system itself unless the method says otherwise."""
         return system
 
+    def truncated(self, projected: Projected, states: int) -> Projected | None:
+        """What `reduce` gives for fewer states, where a larger reduction contains it; else None."""
+        return None
+
     @abstractmethod
     def reduce(self, dense: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
         """The reduced system with `states` states, or as many as `numerical_rank` says can be kept.
@@ -86,6 +90,16 @@ class BalancedTruncation(Reducer):
     def has_bound(self) -> bool:  # type: ignore[override]
         """Only where the largest values are kept."""
         return self.keep is Keep.LARGEST
+
+    def truncated(self, projected: Projected, states: int) -> Projected | None:
+        """The leading blocks: square-root bases of fewer of the largest values are the first columns."""
+        if self.keep is not Keep.LARGEST or self.method is not BalancingMethod.SQUARE_ROOT:
+            return None
+        system, (v, w) = projected.system, (projected.projection.v, projected.projection.w)
+        small = replace(
+            system, a=system.a[..., :states, :states], b=system.b[..., :states, :], c=system.c[..., :states]
+        )
+        return Projected(small, Projection(v[..., :states], w[..., :states]))
 
     def reduce(self, dense: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
         """The truncated balanced system."""

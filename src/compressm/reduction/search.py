@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from compressm.errors import UnsupportedReductionError
@@ -86,17 +87,21 @@ def search(
     open are reduced and decomposed together. A refusal of `store`, or a system without any order, is the result.
     """
     pending = ranks > 0
+    whole: tuple[Tensor, Projected] | None = None
     found: list[tuple[Tensor, Stored]] = []
     for order in range(min(states, int(ranks.max()) if ranks.numel() else 0), 0, -1):
         index = (pending & (ranks >= order)).nonzero().flatten()
         if len(index) == 0:
             continue
         part = bank.part(index)
-        try:
-            projected = reducer.reduce(part.dense, part.weighting.factors, part.weighting.spectrum, order)
-        except UnsupportedReductionError as error:
-            notes.lines.append(str(error))
-            continue
+        projected = _from_larger(whole, index, order, reducer)
+        if projected is None:
+            try:
+                projected = reducer.reduce(part.dense, part.weighting.factors, part.weighting.spectrum, order)
+            except UnsupportedReductionError as error:
+                notes.lines.append(str(error))
+                continue
+            whole = index, projected
         if projected.refused is not None and bool(projected.refused.any()):
             notes.lines.append(projected.reason)
         attempt = store(part, projected, notes)
@@ -106,6 +111,17 @@ def search(
             found.append((index[attempt.accepted], attempt.stored))
             pending[index[attempt.accepted]] = False
     return Refusal(notes.condensed()) if bool(pending.any()) else found
+
+
+def _from_larger(
+    whole: tuple[Tensor, Projected] | None, index: Tensor, order: int, reducer: Reducer
+) -> Projected | None:
+    """The reduction of the systems `index` as a part of one that is known already."""
+    if whole is None:
+        return None
+    known, projected = whole
+    places = torch.searchsorted(known, index).clamp_max(len(known) - 1)
+    return reducer.truncated(projected.part(places), order) if torch.equal(known[places], index) else None
 
 
 def stable_enough(
