@@ -13,9 +13,10 @@ from torch import nn
 from compressm.adapters.registry import find_layers
 from compressm.cli.config import CompressionConfig, OptimizerKind, RateSchedule, RunConfig, TrainingConfig
 from compressm.cli.objective import Objective
-from compressm.data.dataset import Dataset
+from compressm.data.dataset import Dataset, Task
 from compressm.errors import ConfigError
 from compressm.layers.config import ModelConfig
+from compressm.layers.config import Task as HeadTask
 from compressm.layers.model import SequenceModel
 from compressm.reduction.criteria import Criterion, ErrorBound, FixedFraction, FixedOrder, HankelEnergy
 from compressm.settings import CompressionSettings
@@ -28,7 +29,8 @@ from compressm.training.schedule import At, Every, Schedule, Window
 
 def model_config(config: RunConfig, dataset: Dataset) -> ModelConfig:
     """The model's settings: those of the run, with inputs and outputs of the data."""
-    return ModelConfig(inputs=dataset.channels, outputs=dataset.outputs, **vars(config.model))
+    head = HeadTask.SEQUENCE if dataset.task is Task.SEQUENCE else HeadTask.CLASSIFY
+    return ModelConfig(inputs=dataset.channels, outputs=dataset.outputs, task=head, **vars(config.model))
 
 
 def build_model(config: ModelConfig, seed: int) -> SequenceModel:

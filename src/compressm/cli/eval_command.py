@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+_FURTHER = (("rmse", "{:.4g}"), ("fit", "{:.1f} %"), ("loss", "{:.4f}"))
+
 
 class SplitName(Enum):
     """A split of a data set."""
@@ -40,7 +42,11 @@ def evaluate(
     objective = Objective.of(dataset)
     rows = (
         (f"{split.value} {objective.metric}", objective.show(scores[objective.metric])),
-        (f"{split.value} loss", f"{scores['loss']:.4f}"),
+        *(
+            (f"{split.value} {name}", text.format(scores[name]))
+            for name, text in _FURTHER
+            if name in scores and name != objective.metric
+        ),
         ("cases", f"{parts[split].cases:,}"),
         ("orders", ", ".join(str(order) for order in layer_orders(stored.model).values())),
         ("parameters", f"{count(stored.model):,}"),

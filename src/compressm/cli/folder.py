@@ -36,7 +36,7 @@ class RunFolder:
             ConfigError: the folder exists and is not empty.
         """
         if path is None:
-            name = Path(config.data.path).stem if config.data.path else config.data.dataset
+            name = Path(config.data.path).stem if config.data.path else config.data.dataset.replace(":", "-")
             path = _free(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise _not_empty(path)

@@ -8,9 +8,10 @@ from pathlib import Path
 from compressm.cli.config import DataConfig
 from compressm.cli.console import Terminal
 from compressm.cli.stored import StoredModel
-from compressm.data.dataset import Dataset
+from compressm.data.dataset import Dataset, Task
 from compressm.data.registry import load_dataset
 from compressm.errors import DataError
+from compressm.layers.config import Task as HeadTask
 
 
 def load_data(config: DataConfig, terminal: Terminal) -> Dataset:
@@ -36,4 +37,8 @@ def load_data_of(stored: StoredModel, path: Path | None, terminal: Terminal) -> 
             f"{dataset.name} has {dataset.channels} channels and {dataset.outputs} outputs, but the model was made for "
             f"{wanted[0]} and {wanted[1]}."
         )
+    found, made = dataset.task is Task.SEQUENCE, stored.model.config.task is HeadTask.SEQUENCE
+    if found is not made:
+        names = {True: "values at each step", False: "one target a sequence"}
+        raise DataError(f"{dataset.name} has {names[found]} to predict, but the model was made for {names[made]}.")
     return dataset

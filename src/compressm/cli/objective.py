@@ -12,28 +12,33 @@ from torch.nn import functional
 
 from compressm.data.batching import Batch
 from compressm.data.dataset import Dataset, Task
+from compressm.errors import DataError
 
 
 @dataclass(frozen=True)
 class Objective:
     """Cross entropy and accuracy for classes; mean squared error of normalised values and RMSE in their own unit.
 
-    The RMSE is over cases and outputs together.
+    The RMSE is over cases and outputs together. For sequences of values it is the error of a simulation: the model sees
+    inputs only, from a zero state, and the first `washout` steps of each sequence do not count. Their metric is
+    NRMSE = sqrt(mean((y - y^)^2)) / std(y) over all counted steps, the mean of it over the outputs, where std is the
+    deviation from the mean of the same steps; FIT = 100 (1 - NRMSE) in percent (Ljung 1999, System Identification).
     """
 
     task: Task
     target_scale: tuple[float, ...] = ()
+    washout: int = 0
 
     @classmethod
     def of(cls, dataset: Dataset) -> Objective:
         """The objective for a data set."""
         normalisation = dataset.target_normalisation
-        return cls(dataset.task, () if normalisation is None else normalisation.scale)
+        return cls(dataset.task, () if normalisation is None else normalisation.scale, dataset.washout)
 
     @property
     def metric(self) -> str:
         """The name of the metric."""
-        return "accuracy" if self.task is Task.CLASSIFY else "rmse"
+        return {Task.CLASSIFY: "accuracy", Task.REGRESS: "rmse", Task.SEQUENCE: "nrmse"}[self.task]
 
     @property
     def higher_is_better(self) -> bool:
@@ -45,7 +50,12 @@ class Objective:
         return self._loss(model(batch.x, batch.lengths), batch.y)
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Metric and loss over all cases of `batches`; run it in evaluation mode and without gradients."""
+        """Metric and loss over all cases of `batches`; run it in evaluation mode and without gradients.
+
+        For sequences of values also "rmse", in their own unit, and "fit", in percent.
+        """
+        if self.task is Task.SEQUENCE:
+            return self._simulate(model, batches)
         cases, loss, total, values = 0, 0.0, 0.0, 0
         for batch in batches:
             scores = model(batch.x, batch.lengths)
@@ -67,7 +77,24 @@ class Objective:
             return "-"
         return f"{100 * value:.1f} %" if self.task is Task.CLASSIFY else f"{value:.4g}"
 
+    def _simulate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        steps, scale = 0, torch.tensor(self.target_scale, dtype=torch.float64)
+        squared, total, energy = (torch.zeros(len(self.target_scale), dtype=torch.float64) for _ in range(3))
+        for batch in batches:
+            y = batch.y[:, self.washout :].double().flatten(0, 1)
+            error = y - model(batch.x, batch.lengths)[:, self.washout :].double().flatten(0, 1)
+            steps += len(y)
+            squared, total, energy = squared + error.square().sum(0), total + y.sum(0), energy + y.square().sum(0)
+        deviation = (energy / steps - (total / steps).square()).clamp_min(0)
+        if not bool((deviation > 0).all()):
+            raise DataError("An output is constant over all counted steps, so that NRMSE has no scale; leave it out.")
+        nrmse = float((squared / steps / deviation).sqrt().mean())
+        rmse = float((squared / steps * scale.square()).mean().sqrt())
+        return {"nrmse": nrmse, "loss": float((squared / steps).mean()), "rmse": rmse, "fit": 100 * (1 - nrmse)}
+
     def _loss(self, scores: Tensor, y: Tensor) -> Tensor:
         if self.task is Task.CLASSIFY:
             return functional.cross_entropy(scores, y)
+        if self.task is Task.SEQUENCE:
+            scores, y = scores[:, self.washout :], y[:, self.washout :]
         return functional.mse_loss(scores, y)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from compressm.cli.config import RunConfig
-from compressm.cli.parsing import Tree, build, merge, nearest
-from compressm.errors import ConfigError
+from compressm.cli.parsing import Tree, build, merge
+from compressm.data.registry import UCR, require_known
+from compressm.data.sysid import RECORDS
+from compressm.errors import ConfigError, DataError
 
 RECIPES: dict[str, Tree] = {
     "digits": {},  # the defaults of RunConfig
@@ -23,8 +25,31 @@ RECIPES: dict[str, Tree] = {
         },
         "output": {"checkpoint_every": 500},
     },
+    "fsdd": {
+        "model": {"blocks": 2, "width": 16, "order": 64},
+        "training": {"steps": 2000, "batch_size": 16, "eval_every": 200},
+    },
 }
-"""Settings of each data set, laid over the defaults and under the user's own."""
+"""Settings of a data set, laid over the defaults and under the user's own."""
+
+_SYSTEM: Tree = {
+    "model": {"blocks": 2, "width": 16, "order": 32, "dropout": 0.0, "norm": "layer"},
+    "training": {"steps": 2000, "batch_size": 16, "lr": 3e-3, "weight_decay": 0.0, "eval_every": 200},
+}
+_ARCHIVE: Tree = {"training": {"batch_size": 16}}
+
+
+def recipe_of(dataset: str) -> Tree:
+    """The settings that a data set changes.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    try:
+        require_known(dataset)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    return RECIPES.get(dataset, _ARCHIVE if dataset.startswith(UCR) else _SYSTEM if dataset in RECORDS else {})
 
 
 def resolve(dataset: str | None, file: Path | None, flags: Tree, assignments: Tree) -> RunConfig:
@@ -39,10 +64,7 @@ def resolve(dataset: str | None, file: Path | None, flags: Tree, assignments: Tr
     group = user.get("data")
     named = group if isinstance(group, dict) else {}
     name = named.get("dataset", RunConfig().data.dataset)
-    if name not in RECIPES:
-        hint = nearest(str(name), RECIPES)
-        raise ConfigError(f"Unknown data set {name!r}; known are {', '.join(RECIPES)}, or --data my.npz.{hint}")
-    recipe = {} if named.get("path") is not None else RECIPES[name]
+    recipe = {} if named.get("path") is not None else recipe_of(str(name))
     return build(RunConfig, merge(recipe, user))
 
 

@@ -12,12 +12,18 @@ from compressm.errors import ConfigError
 _Model, _Training, _Cuts, _Output = "Model", "Training", "Cuts", "Output"
 
 
+_DATASETS = (
+    "digits (default), smnist, fsdd, ucr:NAME, wiener-hammerstein, cascaded-tanks, pick-and-place, f16, "
+    "heat-exchanger, ball-beam or robot-arm."
+)
+
+
 def _option(text: str, panel: str, *names: str) -> typer.models.OptionInfo:
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
 
 
 def train(
-    dataset: Annotated[str | None, typer.Argument(help="digits (default) or smnist.", show_default=False)] = None,
+    dataset: Annotated[str | None, typer.Argument(help=_DATASETS, show_default=False)] = None,
     data: Annotated[
         Path | None, _option("Your own arrays: a .npz file with X and y (see the documentation).", "Data")
     ] = None,

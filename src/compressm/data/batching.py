@@ -19,7 +19,9 @@ _EVALUATION_CASES = 1000
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs `(B, L, channels)`, valid lengths `(B,)` or None where all are L, and targets `(B,)` or `(B, outputs)`."""
+    """Inputs `(B, L, channels)`, valid lengths `(B,)` or None where all are L, and targets
+    `(B,)`, `(B, outputs)` or `(B, L, outputs)`.
+    """
 
     x: Tensor
     lengths: Tensor | None
@@ -82,7 +84,7 @@ class Batcher:
         else:
             x, lengths = _pad(split.x, indices, self.dataset)
         y = split.y[indices]
-        if self.dataset.task is Task.REGRESS and self.dataset.target_normalisation is not None:
+        if self.dataset.task is not Task.CLASSIFY and self.dataset.target_normalisation is not None:
             y = self.dataset.target_normalisation.apply(y)
         return Batch(_tensor(x), None if lengths is None else _tensor(lengths), _tensor(y))
 

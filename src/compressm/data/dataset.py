@@ -1,4 +1,4 @@
-"""One form for every data set: sequences with one class or one vector of values each, in three splits.
+"""One form for every data set: sequences with a class, a vector of values or a sequence of such each, in three splits.
 
 Values stay in the dtype they are stored in (uint8 images stay uint8); the recorded normalisation is applied when a
 batch is made, so that a large set is never held twice.
@@ -19,10 +19,11 @@ from compressm.errors import DataError
 
 
 class Task(Enum):
-    """What is predicted from a whole sequence."""
+    """What is predicted from a sequence."""
 
     CLASSIFY = "classify"  # one class
     REGRESS = "regress"  # one vector of values
+    SEQUENCE = "sequence"  # one vector of values a step
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,11 @@ class Sequences:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Sequences and their targets: classes `(cases,)` int64, or values `(cases, outputs)` float32."""
+    """Sequences and their targets.
+
+    Targets are classes `(cases,)` int64, values `(cases, outputs)` float32, or sequences of values
+    `(cases, L, outputs)` float32 beside sequences of equal length L.
+    """
 
     x: Sequences
     y: NDArray[np.int64] | NDArray[np.float32]
@@ -92,6 +97,11 @@ class Split:
         """Check that there is one target for each sequence."""
         if len(self.y) != self.x.cases:
             raise DataError(f"There are {self.x.cases} sequences but {len(self.y)} targets; wanted one target each.")
+        if self.y.ndim == 3 and (self.x.offsets is not None or self.y.shape[1] != self.x.values.shape[1]):
+            raise DataError(
+                f"Targets have shape {self.y.shape} for sequences {self.x.values.shape}; a target for each step needs "
+                f"sequences of one length, (cases, L, outputs) beside (cases, L, channels)."
+            )
 
     @property
     def cases(self) -> int:
@@ -107,7 +117,9 @@ class Split:
 class Dataset:
     """A named data set: three splits, what is predicted, and the normalisation fitted on the training split.
 
-    `class_names` is empty and `target_normalisation` is set for `Task.REGRESS`, and the other way round.
+    `class_names` is empty and `target_normalisation` is set for values, and the other way round for classes. For
+    `Task.SEQUENCE` the first `washout` steps of every sequence are neither trained on nor scored: a model that starts
+    from a zero state does not know what came before.
     """
 
     name: str
@@ -118,6 +130,14 @@ class Dataset:
     normalisation: Normalisation
     class_names: tuple[str, ...] = ()
     target_normalisation: Normalisation | None = None
+    washout: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the washout."""
+        shortest = min(int(split.x.lengths.min()) for split in self.splits())
+        most = shortest - 1 if self.task is Task.SEQUENCE else 0
+        if not 0 <= self.washout <= most:
+            raise DataError(f"{self.name}: washout is {self.washout}; wanted 0 to {most} steps.")
 
     @property
     def channels(self) -> int:
@@ -127,7 +147,7 @@ class Dataset:
     @property
     def outputs(self) -> int:
         """The number of classes, or of values to predict."""
-        return len(self.class_names) if self.task is Task.CLASSIFY else int(self.train.y.shape[1])
+        return len(self.class_names) if self.task is Task.CLASSIFY else int(self.train.y.shape[-1])
 
     @property
     def ragged(self) -> bool:
@@ -145,7 +165,8 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """The SHA-256 of all arrays and the normalisation; equal data give an equal fingerprint."""
-        digest = hashlib.sha256(repr((self.task.value, self.normalisation, self.target_normalisation)).encode())
+        described = (self.task.value, self.normalisation, self.target_normalisation)
+        digest = hashlib.sha256(repr((*described, self.washout) if self.washout else described).encode())
         for split in self.splits():
             for array in (split.x.values, split.x.offsets, split.y):
                 if array is not None:

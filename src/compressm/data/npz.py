@@ -6,6 +6,7 @@
 | `X`, `offsets` | `(steps, channels)`, `(cases + 1,)` | different lengths: case i is `X[offsets[i]:offsets[i + 1]]` |
 | `y` | `(cases,)` integers | classes 0, 1, ..., K - 1 |
 | `y` | `(cases,)` or `(cases, outputs)` floats | values to predict |
+| `y` | `(cases, L, outputs)` floats | values to predict at each step, for sequences of equal length |
 | `X_test`, `y_test`, `offsets_test` | as above | the test split; held out where not given |
 | `X_validation`, `y_validation`, `offsets_validation` | as above | the validation split; held out where not given |
 
@@ -41,8 +42,8 @@ def load_npz(path: Path, scaling: Scaling = Scaling.STANDARD, seed: int = 0) -> 
     """
     arrays = _read(path)
     full = _split(arrays, "", path)
-    task = Task.CLASSIFY if full.y.dtype.kind == "i" else Task.REGRESS
-    classes = task is Task.CLASSIFY
+    classes = full.y.dtype.kind == "i"
+    task = Task.CLASSIFY if classes else Task.SEQUENCE if full.y.ndim == 3 else Task.REGRESS
     if classes:
         _require_as_many_cases(full.y, full.cases, "y", path)
     parts: dict[str, Split] = {}
@@ -129,17 +130,21 @@ def _targets(y: NDArray[np.generic], cases: int) -> NDArray[np.int64] | NDArray[
         return y.astype(np.int64)
     if y.dtype.kind != "f":
         raise DataError(f"y holds {y.dtype}; wanted integers (classes) or floats (values).")
-    if y.ndim > 2 or y.size == 0:
-        raise DataError(f"y has shape {y.shape}; wanted (cases,) or (cases, outputs), one vector for each sequence.")
+    if y.ndim > 3 or y.size == 0:
+        raise DataError(
+            f"y has shape {y.shape}; wanted (cases,) or (cases, outputs), one vector for each sequence, or (cases, L, "
+            f"outputs), one for each step."
+        )
     if not np.isfinite(y).all():
         raise DataError(f"y has {int((~np.isfinite(y)).sum())} values that are NaN or infinite.")
-    return y.reshape(cases, -1).astype(np.float32)
+    return (y if y.ndim == 3 else y.reshape(cases, -1)).astype(np.float32)
 
 
 def _check_alike(full: Split, other: Split, name: str, path: Path) -> None:
     if other.x.channels != full.x.channels:
         raise DataError(f"{path}: X_{name} has {other.x.channels} channels, X has {full.x.channels}; wanted the same.")
-    if other.y.dtype.kind != full.y.dtype.kind or other.y.shape[1:] != full.y.shape[1:]:
+    alike = other.y.ndim == full.y.ndim and (full.y.ndim == 1 or other.y.shape[-1] == full.y.shape[-1])
+    if other.y.dtype.kind != full.y.dtype.kind or not alike:
         raise DataError(
             f"{path}: y_{name} is {other.y.dtype} {other.y.shape}, y is {full.y.dtype} {full.y.shape}; "
             "wanted the same kind."
