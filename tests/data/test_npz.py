@@ -71,7 +71,7 @@ def test_integers_of_any_width_are_classes_and_32_bit_floats_are_values(tmp_path
         ({"X": X, "y": np.where(CLASSES == 2, 7, CLASSES)}, "no training case has class 2"),
         ({"X": X, "y": CLASSES[:, None]}, "wanted classes \\(cases,\\)"),
         ({"X": X, "y": CLASSES.astype(str)}, "wanted integers \\(classes\\) or floats"),
-        ({"X": X, "y": np.zeros((40, 12, 2))}, "a target for each step needs"),
+        ({"X": X, "y": np.zeros((40, 11, 2))}, "a target for each step needs"),
         ({"X": X.reshape(-1, 3), "y": CLASSES, "offsets": np.array([0, 480])}, r"\(40,\) for 1 sequences"),
         ({"X": X.reshape(-1, 3), "y": CLASSES[:1], "offsets": np.array([0.0, 480.0])}, "wanted integers"),
         ({"X": X.astype(str), "y": CLASSES}, "wanted real numbers"),

@@ -35,10 +35,11 @@ class ComplexWeights(ABC):
 
 @dataclass(frozen=True)
 class SplitWeights(ComplexWeights):
-    """Two real tensors, the real and the imaginary part."""
+    """Two real tensors, the real part and the imaginary part (or, with `sign` -1, its negative)."""
 
     re: str
     im: str
+    sign: float = 1.0
 
     @property
     def names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -46,12 +47,12 @@ class SplitWeights(ComplexWeights):
         return self.re, self.im
 
     def value(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """re + i im."""
-        return torch.complex(tensors[self.re].double(), tensors[self.im].double())
+        """re + i sign im."""
+        return torch.complex(tensors[self.re].double(), self.sign * tensors[self.im].double())
 
     def tensors(self, value: Tensor) -> dict[str, Tensor]:
         """Real and imaginary part."""
-        return {self.re: value.real.clone(), self.im: value.imag.clone()}
+        return {self.re: value.real.clone(), self.im: self.sign * value.imag}
 
 
 @dataclass(frozen=True)

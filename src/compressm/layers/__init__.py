@@ -19,6 +19,9 @@ from compressm.layers.model import StreamState as StreamState
 from compressm.layers.norm import MaskedBatchNorm as MaskedBatchNorm
 from compressm.layers.norm import MaskedLayerNorm as MaskedLayerNorm
 from compressm.layers.norm import NormKind as NormKind
+from compressm.layers.oscillators import DampedLinOSS as DampedLinOSS
+from compressm.layers.oscillators import LinOSS as LinOSS
+from compressm.layers.rotations import RotationSSM as RotationSSM
 from compressm.layers.s4 import S4 as S4
 from compressm.layers.s4d import S4D as S4D
 from compressm.layers.s5 import S5 as S5

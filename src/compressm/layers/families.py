@@ -12,6 +12,8 @@ from compressm.layers.dss import DSS, DSSKernel
 from compressm.layers.hippo import DiagonalInit
 from compressm.layers.lru import LRU
 from compressm.layers.lssl import LSSL
+from compressm.layers.oscillators import DampedLinOSS, LinOSS, Rule
+from compressm.layers.rotations import RotationSSM
 from compressm.layers.s4 import S4
 from compressm.layers.s4d import S4D
 from compressm.layers.s5 import S5
@@ -24,7 +26,10 @@ class LayerKind(Enum):
     LRU = "lru"
     DENSE = "dense"
     DSS = "dss"
+    D_LINOSS = "d-linoss"
+    LINOSS = "linoss"
     LSSL = "lssl"
+    ROTATIONS = "rotations"
     S4 = "s4"
     S4D = "s4d"
     S5 = "s5"
@@ -49,7 +54,10 @@ FAMILIES: Mapping[LayerKind, Family] = {
     LayerKind.LRU: Family(LRU, _RING),
     LayerKind.DENSE: Family(DenseSSM, _RING),
     LayerKind.DSS: Family(DSS, {"init": DiagonalInit, "discretization": DSSKernel, **_STEPS, "length": None}),
+    LayerKind.D_LINOSS: Family(DampedLinOSS, _RING),
+    LayerKind.LINOSS: Family(LinOSS, {"discretization": Rule}),
     LayerKind.LSSL: Family(LSSL, _STEPS),
+    LayerKind.ROTATIONS: Family(RotationSSM, _RING),
     LayerKind.S4: Family(S4, _STEPS),
     LayerKind.S4D: Family(S4D, _SAMPLED),
     LayerKind.S5: Family(S5, _SAMPLED),
