@@ -109,8 +109,8 @@ def test_priority_is_recipe_then_file_then_flags_then_set(tmp_path: Path) -> Non
 
 
 def test_every_data_set_has_a_sound_recipe() -> None:
-    assert set(RECIPES) == set(DATASETS)
-    for name in DATASETS:
+    assert set(RECIPES) <= set(DATASETS)
+    for name in (*DATASETS, "ucr:GunPoint"):
         assert resolve(name, None, {}, {}).data.dataset == name
 
 
