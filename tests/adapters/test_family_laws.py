@@ -10,7 +10,6 @@ from torch import nn
 
 from compressm.adapters.registry import find_adapter
 from compressm.layers import FAMILIES, LayerKind
-from compressm.layers.oscillators import Rule
 from compressm.surgery.parameters import apply_update
 from compressm.testing import check_adapter
 from compressm.testing.rewriting import rewrite
@@ -27,11 +26,7 @@ KINDS = [
 
 
 def forms(kind: LayerKind) -> list[dict[str, str]]:
-    choices = {
-        name: [m.value for m in enum if m is not Rule.IMEX]  # without infinite-horizon Gramians
-        for name, enum in FAMILIES[kind].options.items()
-        if enum is not None
-    }
+    choices = {name: [m.value for m in enum] for name, enum in FAMILIES[kind].options.items() if enum is not None}
     return [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressm.adapters.base import Form, StateSpaceAdapter
 from compressm.adapters.holding import double
@@ -31,21 +32,24 @@ class OscillatorFormAdapter(StateSpaceAdapter):
 
     def read(self, layer: nn.Module) -> StateSpace:
         """The layer's system, with log(pole) exact from its parameters."""
-        nu, theta, gain = self._oscillation(layer)
-        log_pole = torch.complex(-nu, theta)
-        b, c = double(layer, "B"), double(layer, "C")
-        c = torch.complex(gain, -gain / torch.tan(theta)) * c
+        oscillation = self._oscillation(layer)
+        log_pole = torch.complex(-oscillation.nu, oscillation.theta)
+        b, c = double(layer, "B"), _readout(oscillation) * double(layer, "C")
         return StateSpace(torch.exp(log_pole), b, c, torch.diag_embed(double(layer, "D")), log_a=log_pole)
 
     def selection(self, layer: nn.Module) -> SelectionRules:
-        """The weights are real and the state is complex, so that weights fitted anew could not be stored."""
-        return SelectionRules(refit_inputs=False, refit_outputs=False)
+        """C of the kept oscillators may be fitted anew, each column a real one times what reads the position."""
+        return SelectionRules(refit_outputs=True, output_direction=_readout(self._oscillation(layer)))
 
     def write(self, layer: nn.Module, reduction: Reduction) -> LayerUpdate:
-        """The parameters of the oscillators that are kept."""
+        """The parameters of the oscillators that are kept, and their output weights."""
         if reduction.keep is None:
-            raise AdapterError(f"{type(layer).__name__} stores a choice of its oscillators only; use ModalTruncation.")
-        return select_update(layer, reduction.keep, ((*self.oscillator_parameters, "B"), ("C",)))
+            raise AdapterError(f"{type(layer).__name__} stores a choice of its oscillators and no other system.")
+        update = select_update(layer, reduction.keep, ((*self.oscillator_parameters, "B"), ("C",)))
+        if not reduction.refitted:
+            return update
+        c = (reduction.system.c / _readout(self._oscillation(layer))[reduction.keep]).real.clone()
+        return replace(update, tensors={**update.tensors, "C": c})
 
     @staticmethod
     def _oscillation(layer: nn.Module) -> Oscillation:
@@ -68,3 +72,8 @@ class DampedLinOSSAdapter(OscillatorFormAdapter):
     """D-LinOSS."""
 
     oscillator_parameters = ("A", "G", "step_size")
+
+
+def _readout(oscillation: Oscillation) -> Tensor:
+    """The output weight `(P,)` of an oscillator's complex state whose real part is its position."""
+    return torch.complex(oscillation.gain, -oscillation.gain / torch.tan(oscillation.theta))
