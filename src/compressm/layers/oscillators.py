@@ -51,15 +51,6 @@ class OscillatorLayer(DiagonalLayer):
     B: nn.Parameter
     C: nn.Parameter
 
-    def make_weights(self, width: int, order: int, generator: torch.Generator | None) -> None:
-        """Make B, C and D as they are at the start."""
-
-        def uniform(fan: int, *shape: int) -> nn.Parameter:
-            return nn.Parameter((2 * torch.rand(shape, generator=generator) - 1) / math.sqrt(max(fan, 1)))
-
-        self.B, self.C = uniform(width, order, width), uniform(order, width, order)
-        self.D = nn.Parameter(torch.randn(width, generator=generator))
-
     @property
     def order(self) -> int:
         """The number P of oscillators, each of which is one complex state."""
@@ -106,7 +97,7 @@ class LinOSS(OscillatorLayer):
         self.discretization = member(Rule, discretization, "LinOSS: discretization")
         self.A = nn.Parameter(torch.rand(order, generator=generator))
         self.step_size = nn.Parameter(torch.rand(order, generator=generator))
-        self.make_weights(width, order, generator)
+        self.B, self.C, self.D = _weights(width, order, generator)
 
     def oscillation(self) -> Oscillation:
         """Poles sqrt(S) e^{+- i theta} with tan(theta) = dt sqrt(A) for IM and cos(theta) = 1 - dt^2 A / 2 for IMEX."""
@@ -153,7 +144,7 @@ class DampedLinOSS(OscillatorLayer):
         self.G = nn.Parameter(((1 / squared - 1) / dt).float())
         self.A = nn.Parameter(((1 + squared - 2 * squared.sqrt() * torch.cos(theta)) / (squared * dt.square())).float())
         self.step_size = nn.Parameter(step_size.float())
-        self.make_weights(width, order, generator)
+        self.B, self.C, self.D = _weights(width, order, generator)
 
     def oscillation(self) -> Oscillation:
         """Poles sqrt(S) e^{+- i theta}."""
@@ -168,3 +159,15 @@ def _angle(cosine: Tensor) -> Tensor:
     """The angle, kept away from the real axis."""
     limit = math.cos(SMALLEST_ANGLE)
     return torch.acos(cosine.clamp(-limit, limit))
+
+
+def _weights(
+    width: int, order: int, generator: torch.Generator | None
+) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+    """B, C and D as they are at the start."""
+
+    def uniform(fan: int, *shape: int) -> nn.Parameter:
+        return nn.Parameter((2 * torch.rand(shape, generator=generator) - 1) / math.sqrt(max(fan, 1)))
+
+    b, c = uniform(width, order, width), uniform(order, width, order)
+    return b, c, nn.Parameter(torch.randn(width, generator=generator))
