@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from compressm.reduction.reduce import reduce_dense, reduce_diagonal, require_fe
 from compressm.reduction.reducers import Reducer
 from compressm.reduction.result import GramianSource, Reduction
 from compressm.reduction.selection import ModalTruncation, modal_scores, reduce_by_selection
+from compressm.reduction.shared import reduce_shared, share
 from compressm.reduction.weighting import Refusal, Weighting
 from compressm.settings import BatchOrder, CompressionSettings
 
@@ -140,6 +141,9 @@ class LayerAnalysis:
             return reduce_by_balanced_selection(self.system, weighting, max(choice.slots, 1), self.reducer, rules)
         if isinstance(self.reducer, ModalTruncation):
             return Refusal("modal truncation balances nothing")
+        if self.ref.adapter.form is Form.SHARED:
+            projected = partial(self.ref.adapter.projected, self.ref.module)
+            return reduce_shared(self.system, weighting, choice, reducer, self.settings.limits, projected)
         method = reduce_dense if self.ref.adapter.form is Form.DENSE else reduce_diagonal
         return method(self.system, weighting, choice, self.reducer, self.settings.limits)
 
@@ -173,7 +177,8 @@ class LayerAnalysis:
                 continue
             factors = GramianFactors(p, q, self.frame)
             used = horizon if white else None
-            yield Weighting(factors, hankel_spectrum(factors), controllability, observability, used)
+            weighting = Weighting(factors, hankel_spectrum(factors), controllability, observability, used)
+            yield share(weighting) if self.ref.adapter.form is Form.SHARED else weighting
 
     def _candidates(self) -> list[tuple[GramianSource, GramianSource, int | None]]:
         wanted, white, horizon = self.settings, GramianSource.WHITE, self._horizon

@@ -19,6 +19,7 @@ KINDS = [
     LayerKind.S4D,
     LayerKind.S4,
     LayerKind.DSS,
+    LayerKind.LSSL,
     LayerKind.ROTATIONS,
     LayerKind.LINOSS,
     LayerKind.D_LINOSS,

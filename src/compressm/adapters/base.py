@@ -9,6 +9,7 @@ from enum import Enum
 from torch import Tensor, nn
 
 from compressm.adapters.update import LayerUpdate
+from compressm.errors import AdapterError
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.result import Reduction
 from compressm.reduction.selection import SelectionRules
@@ -19,6 +20,7 @@ class Form(Enum):
 
     DIAGONAL = "diagonal"  # any similarity, then complex diagonal states with a real output: Re(C x)
     DENSE = "dense"  # any real similarity, real matrices A, B, C
+    SHARED = "shared"  # one real similarity for all systems of a bank, which share real matrices
     SELECTION = "selection"  # a choice of the present states only
 
 
@@ -31,7 +33,8 @@ class StateSpaceAdapter(ABC):
     states has idle ones (c = 0). Inputs are `(batch, L, H m)` and outputs `(batch, L, H p)`, channel by channel (see
     `StateSpace`); a layer that has them otherwise arranges them in `inputs`, `arranged` and `response`. Where poles
     are stored once for all channels, no channel can have poles of its own: declare `Form.SELECTION` and
-    `SelectionRules(shared=True)`.
+    `SelectionRules(shared=True)`. Where a dense state matrix is stored once, one change of states serves all channels:
+    declare `Form.SHARED` and define `projected`.
 
     An adapter obeys eight laws, which `compressm.testing.check_adapter` runs:
 
@@ -87,6 +90,13 @@ class StateSpaceAdapter(ABC):
         Runs no hooks. A layer whose input has another arrangement overrides it.
         """
         return self.arranged(layer, self.output(layer, type(layer).forward(layer, u)))
+
+    def projected(self, layer: nn.Module, restrict: Tensor, embed: Tensor) -> StateSpace:
+        """The bank of a layer with `Form.SHARED` in the states x' = restrict x, x ~ embed x', as it would then act.
+
+        Raises AdapterError where the adapter of such a layer does not define it.
+        """
+        raise AdapterError(f"{type(self).__name__} has Form.SHARED but does not define projected().")
 
     def selection(self, layer: nn.Module) -> SelectionRules:
         """What a choice of states of a layer with `Form.SELECTION` has to keep to."""

@@ -92,7 +92,12 @@ class LSSL(SequenceLayer):
 
     def sampled(self) -> tuple[Tensor, Tensor]:
         """The discrete systems in float64: Ad (H, N, N), Bd (H, N)."""
-        half = precise(self.log_dt).exp()[:, None, None] / 2
-        eye = torch.eye(self.order, dtype=half.dtype, device=half.device)
-        inverse = torch.linalg.inv(eye - half * precise(self.A))
-        return 2 * inverse - eye, (inverse @ precise(self.B)) * 2 * half.squeeze(-1)
+        return sample_bilinear(precise(self.A), precise(self.B), precise(self.log_dt).exp())
+
+
+def sample_bilinear(a: Tensor, b: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """(I - d/2 A)^{-1} (I + d/2 A) (H, N, N) and (I - d/2 A)^{-1} d b (H, N) for steps d (H,), a (N, N), b (N,)."""
+    half = step[:, None, None] / 2
+    eye = torch.eye(len(b), dtype=a.dtype, device=a.device)
+    inverse = torch.linalg.inv(eye - half * a)
+    return 2 * inverse - eye, (inverse @ b) * step[:, None]

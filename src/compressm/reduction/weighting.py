@@ -15,13 +15,14 @@ from compressm.reduction.result import GramianSource
 
 @dataclass(frozen=True, eq=False)
 class Weighting:
-    """Gramian factors with where they come from, and their spectrum."""
+    """Gramian factors with where they come from, and their spectrum; `shared` where a bank has one pair of them."""
 
     factors: GramianFactors
     spectrum: HankelSpectrum
     controllability: GramianSource
     observability: GramianSource
     horizon: int | None = None
+    shared: bool = False
 
     @property
     def guarantees_stability(self) -> bool:
@@ -31,9 +32,9 @@ class Weighting:
 
     @property
     def is_white(self) -> bool:
-        """Whether both are the classical Gramians, for which the error bound holds."""
+        """Whether both are the classical Gramians of one system, for which the error bound holds."""
         both = self.controllability is self.observability is GramianSource.WHITE
-        return both and self.horizon is None
+        return both and self.horizon is None and not self.shared
 
     def flattened(self) -> Weighting:
         """The same for one batch dimension: a single system becomes a bank of one."""

@@ -326,7 +326,8 @@ class _Checker:
             bound, what = error_bound(values, states), "2 * (sum of the discarded Hankel singular values)"
             found = hinf_norm(difference(full, stored))
         else:
-            bound, what = 0.0, "the kept states unchanged"
+            bound = 0.0
+            what = "the reduced system as it is" if reduction.keep is None else "the kept states unchanged"
             found = hinf_norm(difference(reduction.system, stored))
         if not found <= bound + self.tolerance * size:
             raise _broken(

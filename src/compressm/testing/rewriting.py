@@ -14,7 +14,7 @@ from compressm.reduction.result import ConjugateLinear, GramianSource, Reduction
 
 
 def rewrite(system: StateSpace, form: Form, *, shared: bool = False) -> Reduction:
-    """The whole system in reversed and rescaled states (DIAGONAL), a rotated basis (DENSE), or all kept (SELECTION).
+    """The whole system in reversed and rescaled states (DIAGONAL), a rotated basis (DENSE, SHARED), or as it is.
 
     A dense system of a layer that is diagonal once it is cut is taken to its eigenvectors.
     `shared`: all systems of a bank have one keep-set.
@@ -26,8 +26,9 @@ def rewrite(system: StateSpace, form: Form, *, shared: bool = False) -> Reductio
         maps = ConjugateLinear(eye), ConjugateLinear(eye.clone())
         return Reduction(system, _real_order(system), *maps, keep, 1.0, white, white)
     generator = torch.Generator().manual_seed(0)
-    if form is Form.DENSE:
-        transform = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q.expand(*h, n, n)
+    if form in (Form.DENSE, Form.SHARED):
+        transform = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q
+        transform = transform.expand(*h, n, n) if form is Form.DENSE else transform
         maps = ConjugateLinear(transform.mT.contiguous()), ConjugateLinear(transform)
         return Reduction(similarity(system, transform), n, *maps, None, 1.0, white, white)
     if not system.is_diagonal:
