@@ -143,7 +143,7 @@ class LayerAnalysis:
             return Refusal("modal truncation balances nothing")
         if self.ref.adapter.form is Form.SHARED:
             projected = partial(self.ref.adapter.projected, self.ref.module)
-            return reduce_shared(self.system, weighting, choice, reducer, self.settings.limits, projected)
+            return reduce_shared(self.system, weighting, choice, self.reducer, self.settings.limits, projected)
         method = reduce_dense if self.ref.adapter.form is Form.DENSE else reduce_diagonal
         return method(self.system, weighting, choice, self.reducer, self.settings.limits)
 
