@@ -8,7 +8,9 @@ Gramian factors, Hankel singular values, balancing, re-diagonalisation and writi
 the H2 error of the report are timed apart. Initial layers have poles all over the ring. Crowded ones have a quarter of
 their poles next to another one, so that the Gramians are numerically singular and their factors come from the slower,
 accurate elimination. "Gramians from data" is what weighting by data and loss adds: the second moments of states and
-costates over 100 captured sequences of 784 steps, and their factors. Peak memory is the growth of the resident set,
+costates over 100 captured sequences of 784 steps, and their factors. "A bank of systems" is one with a system for each
+channel. "Everything until the next step" is a cut under captured data with the optimizer's state carried over, and
+what the first step after it takes more than those that follow. Peak memory is the growth of the resident set,
 in a process of its own.
 """
 
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +31,7 @@ from _memory import peak_resident_mb
 from _report import RESULTS, table, write
 from torch import nn
 
-from compressm.adapters.calibration import Capture
+from compressm.adapters.calibration import Calibration, Capture
 from compressm.adapters.moments import controllability_moments, observability_moments
 from compressm.compress import compress_
 from compressm.layers import LRU
@@ -50,6 +53,8 @@ SETTINGS = CompressionSettings(
 # N, H, seconds that analysis and cut may take
 SHAPES = [(256, 8, 0.5), (512, 256, 3.0)]
 SMOKE_SHAPES = [(16, 2, 0.5), (12, 20, 0.5)]
+BANK, SMOKE_BANK = (512, 64), (6, 8)  # systems, order
+PAUSES, SMOKE_PAUSES = [(256, 8, 50, 784), (384, 512, 2, 1024)], [(16, 2, 4, 32)]  # N, H, batch, L; one layer
 KINDS = ("initial", "crowded")
 
 
@@ -143,6 +148,71 @@ def measure_capture(order: int, width: int, repeats: int) -> dict[str, object]:
     }
 
 
+def measure_bank(systems: int, order: int, repeats: int) -> dict[str, object]:
+    """A bank of single-input single-output systems as S4D starts, analysed and cut to a quarter."""
+    generator = torch.Generator().manual_seed(0)
+    step = 10 ** (torch.rand(systems, 1, generator=generator, dtype=torch.float64) * 2 - 3)
+    poles = torch.complex(torch.full((order,), -0.5, dtype=torch.float64), torch.pi * torch.arange(order).double())
+    log_a, weights = poles * step, torch.randn(systems, 1, order, generator=generator, dtype=torch.complex128)
+    bank = StateSpace(log_a.exp(), (torch.expm1(log_a.real) + 0j).unsqueeze(-1), weights, log_a=log_a)
+    slots = max(1, order // 4)
+    factoring, factors = timed(lambda: gramian_factors(bank), repeats)
+    decomposing, spectrum = timed(lambda: hankel_spectrum(factors), repeats)
+    weighting = Weighting(factors, spectrum, GramianSource.WHITE, GramianSource.WHITE)
+    choice = OrderChoice(2 * slots, slots)
+    reducing, reduction = timed(
+        lambda: reduce_diagonal(bank, weighting, choice, BalancedTruncation(), Limits()), repeats
+    )
+    assert isinstance(reduction, Reduction), "the bank cannot be cut; nothing was measured"
+    return {
+        "systems": systems,
+        "order": order,
+        "to": reduction.order,
+        "factors s": factoring,
+        "values s": decomposing,
+        "reduction s": reducing,
+        "whole s": factoring + decomposing + reducing,
+        "allowed s": 2.0,
+    }
+
+
+def measure_pause(order: int, width: int, batch: int, length: int, repeats: int) -> dict[str, object]:
+    """What a training run waits for: one weighted cut to half and what the next step takes more, in steps' worth."""
+    pauses, steps = [], []
+    for _ in range(repeats):
+        model = nn.Sequential(layer("initial", order, width))
+        optimizer = torch.optim.Adam(model.parameters(), fused=True)
+        u = torch.randn(batch, length, width, generator=torch.Generator().manual_seed(0))
+
+        def train(model: nn.Module, optimizer: torch.optim.Optimizer, u: torch.Tensor) -> None:
+            optimizer.zero_grad()
+            model(u).square().mean().backward()
+            optimizer.step()
+
+        with Calibration(model) as calibration:
+            for _ in range(2):
+                train(model, optimizer, u)
+        start = time.perf_counter()
+        report = compress_(model, CompressionSettings(FixedFraction(0.5)), optimizer=optimizer, calibration=calibration)
+        train(model, optimizer, u)
+        pause = time.perf_counter() - start
+        assert report.changed, "the layer was not cut; nothing was measured"
+        step, _ = timed(partial(train, model, optimizer, u), 5)
+        pauses.append(pause - step)
+        steps.append(step)
+    pause, step = statistics.median(pauses), statistics.median(steps)
+    return {
+        "N": order,
+        "H": width,
+        "batch": batch,
+        "L": length,
+        "cut until next step s": pause,
+        "step at new size s": step,
+        "steps' worth": pause / step,
+        "within": "yes" if pause <= max(20 * step, 0.6) else "no",
+    }
+
+
 def peak_memory(kind: str, order: int, width: int) -> float:
     """Growth of the resident set over one `compress_`, in MB, measured in a fresh process."""
     command = [sys.executable, __file__, "--memory-of", kind, str(order), str(width)]
@@ -177,6 +247,10 @@ def main() -> None:
         "Analysis and cut to a quarter": [{k: v for k, v in row.items() if k not in parts} for row in rows],
         "Parts": [{k: row[k] for k in (*same, *parts)} for row in rows],
         "Gramians from data": [measure_capture(shapes[0][0], shapes[0][1], repeats)],
+        "A bank of systems": [measure_bank(*(BANK if not options.smoke else SMOKE_BANK), repeats)],
+        "Everything until the next step": [
+            measure_pause(*shape, repeats) for shape in (SMOKE_PAUSES if options.smoke else PAUSES)
+        ],
     }
     for heading, lines in measured.items():
         print(f"{heading}\n{table(lines)}\n")
