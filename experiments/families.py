@@ -1,0 +1,152 @@
+"""Every kind of layer on real data: a short run with two cuts in it, against the same run uncut.
+
+    COMPRESSM_DATA=... python experiments/families.py --out experiments/results/families
+
+Each layer starts with 32 stored states and is cut to 16 and to 8 on the way, by the command line's own `train`. The
+validation score is taken right before and right after the last cut, the test score at the end of both runs: accuracy,
+or for measured systems the normalised simulation error (NRMSE, smaller is better; see docs/howto/data-sets.md). One
+seed and small validation splits (their sizes are in the table): this shows that a family works, not which one is
+better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smnist import markdown, write_record
+
+from compressm.cli.app import run
+from compressm.cli.metrics import read_metrics
+from compressm.cli.results import Results
+from compressm.data import Task, load_dataset
+
+ORDER, ORDERS = 32, (16, 8)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One family on one data set."""
+
+    layer: str
+    data: str
+    steps: int = 300
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The layer with what is special about it."""
+        return " ".join((self.layer, *self.options.values()))
+
+
+RUNS = (
+    Run("lru", "digits"),
+    Run("dense", "cascaded-tanks"),
+    Run("s5", "fsdd", 120),
+    Run("s4d", "ucr:ACSF1", 200),
+    Run("s4", "ucr:GunPoint"),
+    Run("dss", "digits"),
+    Run("lssl", "ucr:ItalyPowerDemand", 200),
+    Run("rotations", "wiener-hammerstein"),
+    Run("linoss", "pick-and-place", options={"model.discretization": "im"}),
+    Run("linoss", "digits", options={"model.discretization": "imex"}),
+    Run("d-linoss", "ucr:BasicMotions"),
+)
+
+
+def train(case: Run, folder: Path, cut: bool) -> None:
+    """One run of the command line; RuntimeError where it fails."""
+    first, second = case.steps // 3, case.steps // 2
+    cuts = ["--at", f"{first},{second}", "--orders", ",".join(map(str, ORDERS))] if cut else ["--no-compress"]
+    sets = {"output.tensorboard": "false", "output.pictures": "false", **case.options}
+    arguments = [
+        "train", case.data, "--layer", case.layer, "--order", str(ORDER), "--width", "16", "--blocks", "1",
+        "--batch-size", "16", "--steps", str(case.steps), "--eval-every", str(case.steps), "--threads", "1",
+        "--seed", "0", "--quiet", "--run", str(folder), *cuts,
+        *(word for item in sets.items() for word in ("--set", "=".join(item))),
+    ]  # fmt: skip
+    if run(arguments) != 0:
+        raise RuntimeError(f"compressm {' '.join(arguments)} failed")
+
+
+def measure(case: Run) -> dict[str, object]:
+    """The scores of one family, with and without cuts."""
+    dataset = load_dataset(case.data)
+    metric = "accuracy" if dataset.task is Task.CLASSIFY else "nrmse"
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        cut, uncut = Path(scratch) / "cut", Path(scratch) / "uncut"
+        train(case, cut, True)
+        train(case, uncut, False)
+        records = read_metrics(cut / "metrics.jsonl")
+        scores = {m: [r[metric] for r in records if r.get("moment") == m] for m in ("before_cut", "after_cut")}
+        end, full = Results.read(cut).test[metric], Results.read(uncut).test[metric]
+    if len(scores["before_cut"]) != len(ORDERS) or len(scores["after_cut"]) != len(ORDERS):
+        raise RuntimeError(f"{case.name}: {len(scores['after_cut'])} of {len(ORDERS)} cuts were made")
+    return {
+        "layer": case.name,
+        "data": case.data,
+        "metric": metric,
+        "steps": case.steps,
+        "validation": dataset.validation.cases,
+        "test": dataset.test.cases,
+        "before": scores["before_cut"][-1],
+        "after": scores["after_cut"][-1],
+        "end": end,
+        "uncut": full,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def table(found: list[dict[str, object]]) -> str:
+    """The results in Markdown."""
+    rows = [
+        [
+            str(r["layer"]),
+            str(r["data"]),
+            str(r["metric"]),
+            f"{r['validation']} / {r['test']}",
+            *(f"{r[key]:.3f}" for key in ("before", "after", "end", "uncut")),
+        ]
+        for r in found
+    ]
+    head = [
+        "layer",
+        "data",
+        "score",
+        "end order",
+        "cases",
+        "before the last cut",
+        "right after",
+        "test, cut",
+        "test, uncut",
+    ]
+    return markdown(head, rows)
+
+
+def main() -> int:
+    """Run all families, or those named; 1 where one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=None, help="kinds of layers")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    found, failed = [], []
+    for case in RUNS:
+        if args.only is None or case.layer in args.only:
+            try:
+                found.append(measure(case))
+                print(found[-1], flush=True)
+            except RuntimeError as error:
+                failed.append(case.name)
+                print(error, file=sys.stderr, flush=True)
+    text = table(found)
+    write_record(None if failed else args.out, " ".join(["python", *sys.argv]), found, text)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
