@@ -23,7 +23,9 @@ class Channel:
     """
 
     def __init__(self, ranks: Sequence[int]) -> None:
-        group = dist.new_group(list(ranks), backend="gloo", use_local_synchronization=True)
+        # A group of some ranks is named after them: one that was given back leaves its addresses to the next.
+        self._named_by_ranks = len(ranks) < dist.get_world_size()
+        group = dist.new_group(list(ranks), backend="gloo", use_local_synchronization=self._named_by_ranks)
         if not isinstance(group, dist.ProcessGroup):
             raise DistributedError(f"Process {dist.get_rank()} is not among the ranks {list(ranks)} of this run.")
         self._group = group
@@ -69,7 +71,7 @@ class Channel:
 
     def close(self) -> None:
         """Give the group back, where torch.distributed has not been shut down already."""
-        if dist.is_initialized():
+        if dist.is_initialized() and not self._named_by_ranks:
             dist.destroy_process_group(self._group)
 
 
