@@ -31,7 +31,9 @@ def train(
     assign: Annotated[
         list[str] | None, _option("Any setting, such as training.log_every=5; may be repeated.", "Data", "--set")
     ] = None,
-    layer: Annotated[str | None, _option("lru, dense, dss, lssl, s4, s4d or s5.", _Model)] = None,
+    layer: Annotated[
+        str | None, _option("lru, dense, dss, d-linoss, linoss, lssl, rotations, s4, s4d or s5.", _Model)
+    ] = None,
     init: Annotated[str | None, _option("Initial poles, for kinds of layers with a choice.", _Model)] = None,
     discretization: Annotated[
         str | None, _option("How the layer's continuous system is sampled, for kinds with a choice.", _Model)
