@@ -118,7 +118,6 @@ def table(found: list[dict[str, object]]) -> str:
         "layer",
         "data",
         "score",
-        "end order",
         "cases",
         "before the last cut",
         "right after",
