@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -49,10 +49,13 @@ class Objective:
         """The mean loss of one batch."""
         return self._loss(model(batch.x, batch.lengths), batch.y)
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(
+        self, model: nn.Module, batches: Iterable[Batch], total_of: Callable[[list[float]], list[float]] = list
+    ) -> dict[str, float]:
         """Metric and loss over all cases of `batches`; run it in evaluation mode and without gradients.
 
-        For sequences of values also "rmse", in their own unit, and "fit", in percent.
+        For sequences of values also "rmse", in their own unit, and "fit", in percent. `total_of` sums numbers over the
+        processes that have batches of their own (not for sequences of values).
         """
         if self.task is Task.SEQUENCE:
             return self._simulate(model, batches)
@@ -68,6 +71,7 @@ class Objective:
                 error = (scores - batch.y).double() * torch.tensor(self.target_scale, dtype=torch.float64)
                 total += float(error.square().sum())
                 values += error.numel()
+        cases, loss, total, values = total_of([cases, loss, total, values])
         metric = total / cases if self.task is Task.CLASSIFY else math.sqrt(total / values)
         return {self.metric: metric, "loss": loss / cases}
 

@@ -17,6 +17,7 @@ from compressm.cli.metrics import MetricsFile
 from compressm.cli.objective import Objective
 from compressm.cli.responses import impulse_responses, pair_up, save_pairs
 from compressm.training.compressor import InTrainingCompressor
+from compressm.training.distributed.rank_states import RankStates
 from compressm.training.history import Cut, Event, History
 from compressm.training.loop import LoopObserver, LoopState, Moment, Scores
 from compressm.training.state import times_from_state, times_to_state
@@ -110,7 +111,9 @@ class Recorder(LoopObserver):
             extra["seconds"] = times_to_state(self._clock, PeakMemory.now(torch.device("cpu")).or_more(self._peak))
         path = self._folder.checkpoint(state.step)
         path.parent.mkdir(exist_ok=True)
-        save_checkpoint(path, self._model, optimizer=self._optimizer, compressor=self._compressor, extra=extra)
+        states = None if self._compressor is None else RankStates.collect(self._compressor)
+        alone = self._compressor is None or self._compressor.processes.size == 1
+        save_checkpoint(path, self._model, optimizer=self._optimizer, compressor=states, extra=extra, rng=alone)
         self._folder.prune(self._keep)
         if self._board is not None:
             self._board.flush()

@@ -89,18 +89,24 @@ def train(
     from compressm.cli.parsing import parse_assignments
     from compressm.cli.recipes import resolve
     from compressm.cli.report.write import report
+    from compressm.cli.team import joined
 
-    terminal = Terminal(quiet)
-    settings = settings_from({name: str(value) if isinstance(value, Path) else value for name, value in given.items()})
-    if resume is not None:
-        if settings or assign or config or dataset or run:
-            raise ConfigError("--resume goes on with the settings of the run; give no other settings with it.")
-        outcome = session.resume(resume, terminal)
-    else:
-        resolved = resolve(dataset, config, settings, parse_assignments(assign or []))
-        outcome = session.start(resolved, run, terminal)
-    if not outcome.complete:
-        terminal.err.print(f"Stopped and saved. Go on with: compressm train --resume {outcome.folder.path}")
-        return 130
-    report(outcome.folder, outcome.objective, terminal)
-    return 0
+    with joined() as team:
+        terminal = Terminal(quiet or team.rank > 0)
+        settings = settings_from(
+            {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+        )
+        if resume is not None:
+            if settings or assign or config or dataset or run:
+                raise ConfigError("--resume goes on with the settings of the run; give no other settings with it.")
+            outcome = session.resume(resume, terminal, team)
+        else:
+            resolved = resolve(dataset, config, settings, parse_assignments(assign or []))
+            outcome = session.start(resolved, run, terminal, team)
+        if not outcome.complete:
+            if team.rank == 0:
+                terminal.err.print(f"Stopped and saved. Go on with: compressm train --resume {outcome.folder.path}")
+            return 130
+        if team.rank == 0:
+            report(outcome.folder, outcome.objective, terminal)
+        return 0

@@ -58,8 +58,12 @@ def _order(cases: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class Batcher:
     """Makes the batches of a data set."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
-        """Use `dataset` in batches of `batch_size`; `seed` fixes the order of the training cases."""
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
+        """Use `dataset` in batches of `batch_size`; `seed` fixes the order of the training cases.
+
+        Of several processes each takes every `ranks`-th case of a training batch, from the `rank`-th on.
+        """
+        self.rank, self.ranks = rank, ranks
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
@@ -67,7 +71,13 @@ class Batcher:
     def training(self, step: int) -> Batch:
         """The training batch of `step` (from 0)."""
         indices = batch_indices(self.dataset.train.cases, self.batch_size, self.seed, step)
-        return self._batch(self.dataset.train, indices)
+        return self._batch(self.dataset.train, indices[self.rank :: self.ranks])
+
+    @property
+    def share(self) -> float:
+        """The part of a training batch that this process takes, times the number of processes."""
+        cases = min(self.batch_size, self.dataset.train.cases)
+        return len(range(self.rank, cases, self.ranks)) * self.ranks / cases
 
     def in_order(self, split: Split, batch_size: int | None = None) -> Iterator[Batch]:
         """All cases of a split, in their order; the last batch may be smaller."""

@@ -100,13 +100,15 @@ def fit(
     observer: LoopObserver,
     state: LoopState | None = None,
     interrupted: Callable[[], bool] = lambda: False,
+    mean_of: Callable[[float], float] = float,
 ) -> LoopState:
     """Train from `state` to `settings.steps`; return early, saved, once `interrupted()` is true.
 
     `batch_at(k)` gives the batch of step k = 0, 1, ...; `rate_at(k)` the factor on each parameter group's "base_lr".
     Both are functions of the step alone, so that a resumed run goes on bit for bit. `evaluate()` runs without
     gradients, in evaluation mode, and leaves random states and captures as they were. Steps go on counting after a
-    rollback, while the compressor counts from the cut again: later cuts come as many steps later.
+    rollback, while the compressor counts from the cut again: later cuts come as many steps later. On several processes
+    `mean_of` gives the mean of a loss over all of them.
 
     Raises:
         ConfigError: the loss is not finite.
@@ -120,9 +122,10 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        state = state.after(_finite(loss, state.step + 1), time.perf_counter() - began)
+        value = _finite(mean_of(loss.item()), state.step + 1)
+        state = state.after(value, time.perf_counter() - began)
         step, last = state.step, state.step == settings.steps
-        observer.stepped(step, loss.item())
+        observer.stepped(step, value)
         if compressor is not None:
             _compress(compressor, evaluate, observer, model, step, last)
         if step % settings.log_every == 0 or last:
@@ -193,8 +196,7 @@ def _scores(evaluate: Callable[[], Scores], model: nn.Module, compressor: InTrai
             return evaluate()
 
 
-def _finite(loss: Tensor, step: int) -> float:
-    value = loss.item()
+def _finite(value: float, step: int) -> float:
     if not math.isfinite(value):
         raise ConfigError(f"The loss is {value} at step {step}: training diverged. Lower the learning rate.")
     return value

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from compressm import errors
 from compressm.checkpoint.tree import decode, encode
-from compressm.errors import DistributedError
+from compressm.errors import CompressmError, DistributedError
 
 
 class Channel:
@@ -44,6 +45,24 @@ class Channel:
         except RuntimeError as error:
             raise _lost(error) from error
         return value if self.rank == 0 else unpack(packed)
+
+    def from_first(self, call: Callable[[], Any]) -> Any:
+        """What `call` returns on rank 0; nobody else calls it.
+
+        What it raises is raised on every process: the same kind of CompressmError, DistributedError for another one.
+        """
+        if self.rank != 0:
+            message = self.broadcast()
+            if "error" in message:
+                raise _error(message)
+            return message["value"]
+        try:
+            message = {"value": call()}
+        except BaseException as error:
+            self.broadcast({"error": _kind(error), "text": str(error) or type(error).__name__})
+            raise
+        self.broadcast(message)
+        return message["value"]
 
     def gather(self, value: Any) -> list[Any]:
         """The nested values of all processes, by rank, on every process."""
@@ -104,6 +123,19 @@ def unpack(data: Tensor) -> Any:
 def _bytes_of(tensor: Tensor) -> Tensor:
     dense = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     return dense.reshape(-1).view(torch.uint8) if dense.numel() else torch.empty(0, dtype=torch.uint8)
+
+
+def _kind(error: BaseException) -> str:
+    if isinstance(error, torch.linalg.LinAlgError):
+        return "InvalidSystemError"
+    return type(error).__name__ if isinstance(error, CompressmError) else "DistributedError"
+
+
+def _error(message: Mapping[str, str]) -> CompressmError:
+    kind, text = getattr(errors, message["error"], DistributedError), message["text"]
+    if kind is DistributedError:
+        text = f"Rank 0 failed ({text}). Start again from the last checkpoint."
+    return kind(text)
 
 
 def _lost(error: RuntimeError) -> DistributedError:

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from compressm import errors
 from compressm.adapters.calibration import Calibration
 from compressm.adapters.registry import Adapters
-from compressm.errors import CompressmError, DistributedError
 from compressm.reduction.report import CompressionReport
 from compressm.settings import CompressionSettings
 from compressm.surgery.wrappers import require_plain
@@ -93,36 +90,12 @@ def broadcast_cut(
 
     Raises what `decide` raised, on every process: the same kind of CompressmError, DistributedError for another one.
     """
-    if channel.rank != 0:
-        message = channel.broadcast()
-        if "error" in message:
-            raise _error(message)
-        return CompressionReport.from_dict(message["report"]), message["layers"]
-    try:
-        report = decide()
-        changed = [layer.name for layer in report.layers if layer.changed]
-        described = describe_layers(model, changed, optimizers, adapters)
-        message = {"report": report.to_dict(), "layers": described}
-    except BaseException as error:
-        channel.broadcast({"error": _kind(error), "text": str(error) or type(error).__name__})
-        raise
-    channel.broadcast(message)
-    return report, described
+    made: list[CompressionReport] = []
 
+    def cut() -> dict[str, Any]:
+        made.append(decide())
+        changed = [layer.name for layer in made[0].layers if layer.changed]
+        return {"report": made[0].to_dict(), "layers": describe_layers(model, changed, optimizers, adapters)}
 
-def _kind(error: BaseException) -> str:
-    if isinstance(error, torch.linalg.LinAlgError):
-        return "InvalidSystemError"
-    return type(error).__name__ if isinstance(error, CompressmError) else "DistributedError"
-
-
-def _error(message: Mapping[str, str]) -> CompressmError:
-    kind = getattr(errors, message["error"], DistributedError)
-    if not (isinstance(kind, type) and issubclass(kind, CompressmError)):
-        kind = DistributedError
-    text = message["text"]
-    return (
-        kind(f"Rank 0 failed in a cut ({text}). Start again from the last checkpoint.")
-        if kind is DistributedError
-        else kind(text)
-    )
+    message = channel.from_first(cut)
+    return (made[0] if made else CompressionReport.from_dict(message["report"])), message["layers"]
