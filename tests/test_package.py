@@ -15,7 +15,7 @@ import compressm
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONAL = ("typer", "click", "rich", "yaml", "matplotlib", "tensorboard", "sklearn", "scipy", "hypothesis", "pytest")
-IMPORT_SECONDS = 0.3
+IMPORT_SECONDS = 0.5
 
 PROBE = """
 import json, sys, time
