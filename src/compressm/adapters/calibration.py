@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -65,8 +63,7 @@ class Calibration:
     several times in a pass is one system: its captures are pooled. At most `max_tokens` positions of a layer are kept,
     whole sequences, the first ones captured. `grad_scale` gives the factor the loss was multiplied by (a GradScaler's
     `get_scale`), which is divided out; inputs and gradients that are not finite are dropped. `training_only` leaves
-    out passes of modules in evaluation mode. While it is started, what `torch.compile` compiled runs uncompiled: hooks
-    put in place later are no part of its graphs.
+    out passes of modules in evaluation mode.
     """
 
     def __init__(
@@ -85,7 +82,6 @@ class Calibration:
         self._capture_gradients, self._max_tokens, self._grad_scale = capture_gradients, max_tokens, grad_scale
         self._captures: dict[str, Capture] = {}
         self._handles: list[RemovableHandle] = []
-        self._eager = ExitStack()
 
     @property
     def started(self) -> bool:
@@ -98,15 +94,12 @@ class Calibration:
             self._handles = [
                 ref.module.register_forward_hook(self._hook(ref), with_kwargs=True) for ref in self._layers
             ]
-            if "torch._dynamo" in sys.modules:  # importing it takes seconds, and without it nothing is compiled
-                self._eager.enter_context(torch.compiler.set_stance("force_eager"))
 
     def stop(self) -> None:
         """Remove the hooks and keep the captures."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._eager.close()
 
     def clear(self) -> None:
         """Drop the captures."""

@@ -12,23 +12,14 @@ _REMEDIES = {
     "FullyShardedDataParallel": "cut the plain model first, then shard it",
     "FSDPModule": "cut the plain model first, then call fully_shard",
     "DeepSpeedEngine": "cut the plain model first, then call deepspeed.initialize",
+    "OptimizedModule": "pass the module that was given to torch.compile; it shares the parameters and recompiles",
     "ScriptModule": "cut the Python module first, then script or trace it",
     "GraphModule": "cut the original module first, then trace it",
 }
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
-    """The module that was given to `torch.compile`, where `model` is what that returned; else `model`."""
-    while any(kind.__name__ == "OptimizedModule" for kind in type(model).__mro__):
-        model = model.get_submodule("_orig_mod")
-    return model
-
-
 def require_plain(model: nn.Module) -> None:
-    """Raise SurgeryError with the remedy where `model`, or a module inside, is wrapped, sharded or scripted.
-
-    Modules that `torch.compile` returned are views of plain ones, whose parameters they look up in every pass.
-    """
+    """Raise SurgeryError with the remedy where `model`, or a module inside, is wrapped, sharded or compiled."""
     for name, module in model.named_modules():
         for cls in type(module).__mro__:
             remedy = _REMEDIES.get(cls.__name__)

@@ -23,6 +23,7 @@ from compressm.training.integrations.reporting import (
     order_metrics,
     summary_metrics,
 )
+from compressm.training.integrations.wrapped import trained
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -71,7 +72,7 @@ class AcceleratedCompressor:
     ) -> None:
         optimizers = optimizer if isinstance(optimizer, Sequence) else [optimizer]
         self.compressor = InTrainingCompressor(
-            model,
+            trained(model),
             [plain_optimizer(item) for item in optimizers],
             scheduler=scheduler,
             grad_scaler=accelerator.scaler,

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypedDict
 
-from torch import nn
-
 from compressm.adapters.registry import Adapters
 from compressm.reduction.criteria import Criterion
 from compressm.settings import CompressionSettings
-from compressm.training.compiled import CompilePolicy
 from compressm.training.compressor import OnError
 from compressm.training.guard import Guard
 from compressm.training.history import Cut
@@ -32,8 +29,6 @@ class CompressorOptions(TypedDict, total=False):
     adapters: Adapters | None
     on_cut: Callable[[Cut], None] | None
     on_error: OnError
-    mirrors: Sequence[nn.Module]
-    compile_policy: CompilePolicy
 
 
 def with_length(options: CompressorOptions, total_steps: int | None) -> CompressorOptions:
