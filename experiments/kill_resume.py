@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,22 @@ def run(*arguments: str, aim: Aim | None = None) -> int:
     return command_line(list(arguments))
 
 
+def import_all(base: Path) -> None:
+    """Import in this process what a run imports, so that the children need not."""
+    record = base / "modules.json"
+
+    def work() -> int:
+        code = run(*ARGUMENTS, "--run", str(base / "first"))
+        record.write_text(json.dumps(list(sys.modules)))
+        return code
+
+    if wait(fork(work)) != 0:
+        raise SystemExit("The first run failed.")
+    for name in json.loads(record.read_text()):
+        with suppress(ImportError):
+            importlib.import_module(name)
+
+
 def measure(base: Path) -> dict[str, list[int]]:
     """How many events each call of each window has in the uninterrupted run."""
     counts: dict[str, list[int]] = {}
@@ -257,11 +274,8 @@ def main() -> int:
     options = parser.parse_args()
     from smnist import markdown, write_record
 
-    import compressm.cli.app
-    import compressm.cli.report.write
-    import compressm.cli.session  # noqa: F401  the children find it imported
-
     base = Path(tempfile.mkdtemp(prefix="kill-resume-"))
+    import_all(base)
     counts = measure(base)
     reference = base / "reference"
     if wait(fork(lambda: run(*ARGUMENTS, "--run", str(reference)))) != 0:

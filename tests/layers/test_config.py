@@ -21,7 +21,7 @@ def test_plain_values_and_back() -> None:
         ({"layer": "s9"}, r"layer is 's9'; wanted one of \['lru', 'dense'"),
         ({"task": 3}, "task is 3; wanted one of"),
         ({"norm": ["batch"]}, "norm is"),
-        ({"width": 0}, "width is 0; wanted an integer of at least 1"),
+        ({"width": 0}, "width is 0; wanted an integer of 1 or more"),
         ({"width": 8.0}, "width is 8.0; wanted an integer"),
         ({"order": -1}, "order is -1"),
         ({"blocks": True}, "blocks is True"),

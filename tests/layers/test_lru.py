@@ -142,9 +142,9 @@ def test_masked_inputs_count_as_zero(kind) -> None:
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_sizes_outside_their_range_are_refused(kind) -> None:
-    with pytest.raises(ConfigError, match="width is 0; wanted 1 or more"):
+    with pytest.raises(ConfigError, match="width is 0; wanted an integer of 1 or more"):
         kind(0, 4)
-    with pytest.raises(ConfigError, match="order is -1; wanted 0 or more"):
+    with pytest.raises(ConfigError, match="order is -1; wanted an integer of 0 or more"):
         kind(4, -1)
     with pytest.raises(ConfigError, match=r"r_min is 0.9 and r_max 1.0"):
         kind(4, 4, r_max=1.0)

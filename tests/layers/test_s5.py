@@ -108,7 +108,7 @@ def test_legs_input_and_output_are_those_of_the_real_system() -> None:
         ({"init": "hippo"}, r"S5: init is 'hippo'; wanted one of \['legs', 'inv', 'lin'\]"),
         ({"discretization": "euler"}, "S5: discretization is 'euler'"),
         ({"dt_min": 0.2}, "S5: dt_min is 0.2 and dt_max 0.1; wanted 0 < dt_min <= dt_max"),
-        ({"dt_max": math.inf}, "dt_max inf"),
+        ({"dt_max": math.inf}, "dt_max is inf"),
     ],
 )
 def test_wrong_settings_are_named(values, message) -> None:

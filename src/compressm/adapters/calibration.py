@@ -14,6 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 from compressm.adapters.holding import identity_of, reference_tensor
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
+from compressm.checks import brief, require_integer, require_kind
+from compressm.errors import ConfigError
 
 MAX_TOKENS = 100_000
 """Positions of a layer that are kept where nothing else is said."""
@@ -76,6 +78,11 @@ class Calibration:
         grad_scale: Callable[[], float] | None = None,
         training_only: bool = False,
     ) -> None:
+        require_integer("max_tokens", max_tokens, 1)
+        require_kind("capture_gradients", capture_gradients, bool)
+        require_kind("training_only", training_only, bool)
+        if grad_scale is not None and not callable(grad_scale):
+            raise ConfigError(f"grad_scale is {brief(grad_scale)}; wanted a function like get_scale.")
         self._layers = find_layers(model, adapters)
         self._training_only = training_only
         self._names = _first_names(self._layers)
@@ -125,8 +132,12 @@ class Calibration:
         devices = {ref.name: reference_tensor(ref.module).device for ref in self._layers}
 
         def placed(pairs: Iterable[Sequence[Tensor | None]], name: str) -> list[tuple[Tensor, Tensor | None]]:
+            require_kind(f"The captures at '{name}'", pairs, list, tuple, wanted="a list")
             moved = ([t if t is None else t.to(devices.get(name, t.device)) for t in pair] for pair in pairs)
-            return [(values, mask) for values, mask in moved if values is not None]
+            kept = [(values, mask) for values, mask in moved if values is not None]
+            if any(values.ndim != 3 for values, _ in kept):
+                raise ConfigError(f"The captures at '{name}' are damaged; wanted tensors (batch, L, *).")
+            return kept
 
         self._captures = {
             name: Capture(placed(c["inputs"], name), placed(c["gradients"], name)) for name, c in state.items()

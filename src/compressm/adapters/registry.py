@@ -12,6 +12,7 @@ from torch import nn
 
 from compressm.adapters.base import StateSpaceAdapter
 from compressm.adapters.signature import Signature
+from compressm.checks import require_kind
 from compressm.errors import AdapterError
 
 ENTRY_POINT_GROUP = "compressm.adapters"
@@ -31,6 +32,11 @@ class LayerRef:
     name: str
     module: nn.Module
     adapter: StateSpaceAdapter
+
+    @property
+    def label(self) -> str:
+        """The name for messages; the class's where the layer is the model itself, whose name there is empty."""
+        return self.name or type(self.module).__name__
 
 
 def register_adapter(qualified_name: str) -> Callable[[type[StateSpaceAdapter]], type[StateSpaceAdapter]]:
@@ -116,6 +122,7 @@ def find_layers(model: nn.Module, adapters: Adapters | None = None) -> list[Laye
     out with all that is inside.
     """
     check_adapters(adapters)
+    require_kind("model", model, nn.Module, error=AdapterError)
     return list(_walk(model, "", adapters, set()))
 
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from compressm.checkpoint.document import FILES, MAX_STRUCTURE_BYTES, STRUCTURE, FileInfo
+from compressm.checks import brief
 from compressm.errors import CheckpointError
 
 _logger = logging.getLogger(__name__)
@@ -50,6 +51,13 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         _remove(previous)
     except OSError as error:
         _logger.warning("%s could not be removed (%s); the next save tries again.", previous, error.strerror or error)
+
+
+def as_path(path: object) -> Path:
+    """`path` as a Path; CheckpointError where it is none."""
+    if not isinstance(path, str | os.PathLike) or not str(path) or "\0" in str(path):
+        raise CheckpointError(f"The checkpoint's place is {brief(path)}; wanted the path of a folder.")
+    return Path(path)
 
 
 def locate(path: Path) -> Path:

@@ -17,9 +17,10 @@ from compressm.adapters.registry import Adapters, LayerRef, find_layers
 from compressm.checkpoint.contents import kind_name, modules_with_state
 from compressm.checkpoint.document import MODEL, TRAINING, CheckpointStructure, from_json
 from compressm.checkpoint.fitting import Weights, fit_optimizer, fit_weights
-from compressm.checkpoint.folder import locate, read_file, read_structure_file
+from compressm.checkpoint.folder import as_path, locate, read_file, read_structure_file
 from compressm.checkpoint.tensorfile import from_bytes
 from compressm.checkpoint.tree import decode
+from compressm.checks import require_kind
 from compressm.errors import CheckpointError
 from compressm.surgery.optimizer import Optimizers, as_sequence
 from compressm.surgery.parameters import swap
@@ -35,7 +36,7 @@ def read_structure(path: str | os.PathLike[str]) -> CheckpointStructure:
 
     Raises CheckpointError where it is missing, altered, foreign or of a newer version.
     """
-    return _structure(locate(Path(path)))
+    return _structure(locate(as_path(path)))
 
 
 def load_checkpoint(
@@ -57,7 +58,9 @@ def load_checkpoint(
     Raises CheckpointError, with everything as it was, where a file is missing, truncated, altered, foreign or of a
     newer version, where it does not fit what is given, or where something is asked for that was not saved.
     """
-    folder = locate(Path(path))
+    folder = locate(as_path(path))
+    require_kind("compressor", compressor, Stateful, type(None), error=CheckpointError)
+    require_kind("rng", rng, bool, type(None), error=CheckpointError)
     structure = _structure(folder)
     layers = find_layers(model, adapters)
     stored = _tensors(folder, MODEL, structure)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
 from compressm.checkpoint.contents import kind_name, model_tensors, modules_with_state, parameter_names
 from compressm.checkpoint.document import MODEL, STRUCTURE, TRAINING, CheckpointStructure, FileInfo, TensorInfo, to_json
-from compressm.checkpoint.folder import write_folder
+from compressm.checkpoint.folder import as_path, write_folder
 from compressm.checkpoint.tensorfile import to_bytes
 from compressm.checkpoint.tree import encode
-from compressm.errors import CompressmError
+from compressm.checks import require_kind
+from compressm.errors import CheckpointError, CompressmError
 from compressm.surgery.optimizer import Optimizers, as_sequence
 from compressm.surgery.random_state import RandomState
 from compressm.surgery.snapshot import Stateful
@@ -44,6 +45,8 @@ def save_checkpoint(
     Raises CheckpointError where a state holds what cannot be stored without pickling, naming it, or where the file
     system refuses; an earlier checkpoint is then still valid.
     """
+    place = as_path(path)
+    _require_kinds(optimizer, scheduler, compressor, extra, rng)
     layers = find_layers(model, adapters)
     weights, aliases, derived = _weights(model, layers)
     training: dict[str, Tensor] = {}
@@ -69,7 +72,21 @@ def save_checkpoint(
         random_state=random_state,
         files={name: FileInfo.of(data) for name, data in files.items()},
     )
-    write_folder(Path(path), {**files, STRUCTURE: to_json(structure)})
+    write_folder(place, {**files, STRUCTURE: to_json(structure)})
+
+
+def _require_kinds(optimizer: object, scheduler: object, compressor: object, extra: object, rng: object) -> None:
+    stateful = list(scheduler) if isinstance(scheduler, Sequence) else [scheduler]
+    for name, items, kind in (
+        ("optimizer", list(optimizer) if isinstance(optimizer, Sequence) else [optimizer], Optimizer),
+        ("scheduler", stateful, Stateful),
+        ("compressor", [compressor], Stateful),
+        ("extra", [extra], Mapping),
+    ):
+        for item in items:
+            if item is not None:
+                require_kind(name, item, kind, error=CheckpointError)
+    require_kind("rng", rng, bool, error=CheckpointError)
 
 
 def _weights(model: nn.Module, layers: Sequence[LayerRef]) -> tuple[dict[str, Tensor], dict[str, str], frozenset[str]]:

@@ -6,11 +6,16 @@ from abc import ABC, abstractmethod
 from enum import Enum
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from compressm.checks import require_integer, require_kind
 from compressm.errors import ConfigError
 from compressm.layers.layout import Layout
 from compressm.layers.systems import LinearSystem
+
+LARGEST_SIZE = 2**24
+"""No layer is wider or has more states."""
 
 _E = TypeVar("_E", bound=Enum)
 
@@ -63,12 +68,11 @@ class SequenceLayer(nn.Module, ABC):
         return f"width={self.width}, order={self.order}"
 
 
-def check_size(layer: str, width: int, order: int) -> None:
-    """Raise ConfigError unless a layer of this width and order exists."""
-    if width < 1:
-        raise ConfigError(f"{layer}: width is {width}; wanted 1 or more.")
-    if order < 0:
-        raise ConfigError(f"{layer}: order is {order}; wanted 0 or more.")
+def check_size(layer: str, width: int, order: int, generator: torch.Generator | None = None) -> None:
+    """Raise ConfigError unless a layer of this width and order exists, and `generator` is one."""
+    require_kind(f"{layer}: generator", generator, torch.Generator, type(None))
+    require_integer(f"{layer}: width", width, 1, most=LARGEST_SIZE)
+    require_integer(f"{layer}: order", order, 0, most=LARGEST_SIZE)
 
 
 def member(kind: type[_E], value: object, name: str) -> _E:

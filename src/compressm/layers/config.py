@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from compressm.checks import require_integer, require_kind
 from compressm.errors import ConfigError
-from compressm.layers.base import member
+from compressm.layers.base import LARGEST_SIZE, member
 from compressm.layers.families import FAMILIES, LayerKind
 from compressm.layers.lru import check_ring
 from compressm.layers.norm import NormKind
@@ -67,11 +68,11 @@ class ModelConfig:
         for name, kind in (("layer", LayerKind), ("task", Task), ("norm", NormKind)):
             object.__setattr__(self, name, member(kind, getattr(self, name), name))
         for name, least in _LEAST.items():
-            _check_integer(name, getattr(self, name), least)
+            require_integer(name, getattr(self, name), least, most=LARGEST_SIZE)
         if self.vocabulary is not None:
-            _check_integer("vocabulary", self.vocabulary, 1)
+            require_integer("vocabulary", self.vocabulary, 1, most=LARGEST_SIZE)
         if self.length is not None:
-            _check_integer("length", self.length, 1)
+            require_integer("length", self.length, 1, most=LARGEST_SIZE)
         for name in ("dropout", "r_min", "r_max", "max_phase", "dt_min", "dt_max"):
             value = getattr(self, name)
             optional = value is None and name in _OPTIONAL
@@ -96,8 +97,9 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> ModelConfig:
         """The settings from plain values; raises ConfigError for an unknown name."""
+        require_kind("The model's settings", values, Mapping, wanted="a mapping")
         known = [f.name for f in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(known))
+        unknown = sorted(str(name) for name in values if name not in known)
         if unknown:
             raise ConfigError(f"Unknown model settings {unknown}; wanted some of {known}.")
         return cls(**values)  # type: ignore[arg-type]  # __post_init__ checks every value
@@ -115,8 +117,3 @@ class ModelConfig:
             choices = taken.get(name)
             if choices is not None and value is not None:
                 member(choices, value, name)
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}; wanted an integer of at least {least}.")

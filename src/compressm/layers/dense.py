@@ -35,7 +35,7 @@ class DenseSSM(SequenceLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_size("DenseSSM", width, order)
+        check_size("DenseSSM", width, order, generator)
         check_ring("DenseSSM", r_min, r_max, max_phase)
         pairs = (order + 1) // 2
         radius = torch.sqrt(torch.rand(pairs, generator=generator) * (r_max**2 - r_min**2) + r_min**2)

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from compressm.checks import require_number
 from compressm.errors import ConfigError
 
 
@@ -71,5 +72,7 @@ def log_uniform(low: float, high: float, shape: tuple[int, ...], generator: torc
 
 def check_steps(layer: str, dt_min: float, dt_max: float) -> None:
     """Raise ConfigError unless the range of initial step sizes is positive."""
+    for name, value in (("dt_min", dt_min), ("dt_max", dt_max)):
+        require_number(f"{layer}: {name}", value, 0, above=True, wanted="a number above 0")
     if not 0 < dt_min <= dt_max < math.inf:
         raise ConfigError(f"{layer}: dt_min is {dt_min} and dt_max {dt_max}; wanted 0 < dt_min <= dt_max.")

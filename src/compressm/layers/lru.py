@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from math import inf
 
 import torch
 from torch import nn
 
+from compressm.checks import require_number
 from compressm.errors import ConfigError
 from compressm.layers.base import check_size
 from compressm.layers.diagonal import DiagonalLayer
@@ -40,7 +42,7 @@ class LRU(DiagonalLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_size("LRU", width, order)
+        check_size("LRU", width, order, generator)
         check_ring("LRU", r_min, r_max, max_phase)
 
         def normal(variance: float, *shape: int) -> nn.Parameter:
@@ -70,6 +72,8 @@ class LRU(DiagonalLayer):
 
 def check_ring(layer: str, r_min: float, r_max: float, max_phase: float) -> None:
     """Raise ConfigError unless the ring of initial poles lies inside the unit circle."""
+    for name, value in (("r_min", r_min), ("r_max", r_max), ("max_phase", max_phase)):
+        require_number(f"{layer}: {name}", value, -inf, wanted="a number")
     if not 0 <= r_min < r_max < 1:
         raise ConfigError(f"{layer}: r_min is {r_min} and r_max {r_max}; wanted 0 <= r_min < r_max < 1.")
     if not 0 < max_phase <= 2 * math.pi:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from compressm.checks import require_kind
 from compressm.errors import ConfigError
 from compressm.layers.base import SequenceLayer
 from compressm.layers.bidirectional import Bidirectional
@@ -49,6 +50,7 @@ class SequenceModel(nn.Module):
         valid steps of a padded batch; None means all. What a sequence task gives at padded steps means nothing; a
         sequence of length 0 is classified as if its features were zero.
         """
+        self._check_input(x)
         mask = None if lengths is None else lengths_to_mask(lengths, x.shape[0], x.shape[1])
         if mask is not None:  # padding may hold anything: NaN, or no token at all
             x = torch.where(mask if x.ndim == 2 else mask[..., None], x, 0)
@@ -89,6 +91,15 @@ class SequenceModel(nn.Module):
         encoder = self.encoder
         return encoder(x, layout) if isinstance(encoder, SequenceLinear) else layout.arrange(encoder(x))
 
+    def _check_input(self, x: Tensor) -> None:
+        config = self.config
+        ids = config.vocabulary is not None
+        fits = isinstance(x, Tensor) and (x.ndim == 2 if ids else x.ndim == 3 and x.shape[2] == config.inputs)
+        if not fits or x.is_floating_point() is ids or x.is_complex():
+            wanted = "token ids (batch, L)" if ids else f"real numbers (batch, L, {config.inputs})"
+            found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise ConfigError(f"x is {found}; wanted {wanted}.")
+
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
@@ -98,6 +109,9 @@ def lengths_to_mask(lengths: Tensor, batch: int, steps: int) -> Tensor:
 
     Raises ConfigError for a wrong shape, a length below 0 or above `steps`.
     """
+    require_kind("lengths", lengths, Tensor, wanted="a tensor of integers (batch,)")
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype is torch.bool:
+        raise ConfigError(f"lengths is of dtype {lengths.dtype}; wanted integers.")
     if tuple(lengths.shape) != (batch,):
         raise ConfigError(f"lengths has shape {tuple(lengths.shape)}; wanted one length a sequence, ({batch},).")
     if batch and not bool(((lengths >= 0) & (lengths <= steps)).all()):

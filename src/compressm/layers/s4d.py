@@ -41,7 +41,7 @@ class S4D(SequenceLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_size("S4D", width, order)
+        check_size("S4D", width, order, generator)
         check_steps("S4D", dt_min, dt_max)
         self.discretization = member(Sampling, discretization, "S4D: discretization")
         decay, frequency = initial_poles(member(DiagonalInit, init, "S4D: init"), order)

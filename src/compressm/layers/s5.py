@@ -43,7 +43,7 @@ class S5(DiagonalLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_size("S5", width, order)
+        check_size("S5", width, order, generator)
         check_steps("S5", dt_min, dt_max)
         init = member(DiagonalInit, init, "S5: init")
         self.discretization = member(Sampling, discretization, "S5: discretization")

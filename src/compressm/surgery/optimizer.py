@@ -45,6 +45,7 @@ class PreparedState:
     entries: dict[Tensor, tuple[Optimizer, dict[str, object] | None]] = field(default_factory=dict)
     restarted: list[torch.optim.LBFGS] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    foreign: dict[str, list[str]] = field(default_factory=dict)
 
     def commit(self) -> Undo:
         """Put the new states in place, all or none."""
@@ -75,6 +76,11 @@ def prepare_state(
         for state_map in _jobs(layer, update, policy):
             members = _members(name, layer, update, state_map, home, prepared)
             _prepare(members, state_map, policy, prepared)
+    for kind, labels in prepared.foreign.items():
+        names = list(dict.fromkeys(labels))
+        more = f" and {len(names) - 3} more parameters" if len(names) > 3 else ""
+        whose = "; ".join(names[:3]) + more
+        prepared.warnings.append(f"{kind} is of an unknown kind; that of {whose} starts anew.")
     prepared.restarted.extend(_lbfgs(optimizers, items, prepared.warnings))
     return prepared
 
@@ -130,10 +136,8 @@ def _prepare(members: dict[str, _Member], state_map: StateMap, policy: StatePoli
             del members[inner]
             prepared.entries[member.parameter] = (member.optimizer, None)
             if policy is StatePolicy.TRANSPORT:
-                prepared.warnings.append(
-                    f"{member.label}: {type(member.optimizer).__name__} state {', '.join(map(repr, foreign))} is of "
-                    f"an unknown kind; the state of this parameter starts anew."
-                )
+                kind = f"{type(member.optimizer).__name__} state {', '.join(map(repr, foreign))}"
+                prepared.foreign.setdefault(kind, []).append(member.label)
     new = _transported(members, state_map, prepared) if policy is StatePolicy.TRANSPORT else None
     for inner, member in members.items():
         if new is not None:

@@ -30,6 +30,12 @@ class RandomState:
         name, key, *rest = np.random.get_state(legacy=True)
         return cls(torch.get_rng_state(), cuda, mps, (name, np.array(key), *rest), random.getstate())
 
+    def check(self) -> None:
+        """Raise TypeError, ValueError or RuntimeError where `restore` would; nothing is restored."""
+        torch.Generator().set_state(self.cpu)
+        np.random.RandomState().set_state(self.numpy)
+        random.Random().setstate(self.python)
+
     def restore(self) -> None:
         """Put all generators back. States of devices that this machine lacks are left out."""
         torch.set_rng_state(self.cpu)

@@ -81,9 +81,7 @@ class SavedModel:
         if missing := sorted(dict(model.named_parameters()).keys() - described.keys()):
             raise SurgeryError(f"The snapshot is of another model: it lacks {', '.join(missing)}.")
         tensors = {
-            name: _SavedTensor(t, _at(t, described[name]["value"]), _at(t, described[name]["grad"]), entry["trained"])
-            for name, t in present.items()
-            if (entry := described.get(name)) is not None
+            name: _saved(name, t, entry) for name, t in present.items() if (entry := described.get(name)) is not None
         }
         modules: dict[str, _SavedModule] = {}
         for name, module in model.named_modules():
@@ -149,8 +147,13 @@ def _require_same_kind(name: str, saved: _SavedTensor) -> None:
         require_swappable(f"'{name}'", tensor)
 
 
-def _at(tensor: Tensor, value: Any) -> Any:
-    return value.to(tensor.device) if isinstance(value, Tensor) else value
+def _saved(name: str, tensor: Tensor, entry: Mapping[str, Any]) -> _SavedTensor:
+    value, grad, trained = entry["value"], entry["grad"], entry["trained"]
+    fits = isinstance(value, Tensor) and value.dtype == tensor.dtype and value.ndim == tensor.ndim
+    fits = fits and not value.is_meta and isinstance(trained, bool)
+    if not fits or not (grad is None or (isinstance(grad, Tensor) and grad.shape == value.shape)):
+        raise SurgeryError(f"The snapshot's '{name}' is damaged, or of another model; use another checkpoint.")
+    return _SavedTensor(tensor, value.to(tensor.device), None if grad is None else grad.to(tensor.device), trained)
 
 
 def _is_plain(value: object) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from compressm.errors import SurgeryError
+from compressm.checks import require_kind
+from compressm.errors import AdapterError, SurgeryError
 
 _REMEDIES = {
     "DistributedDataParallel": "cut `model.module` on every process with the same plan, then wrap it again",
@@ -20,6 +21,7 @@ _REMEDIES = {
 
 def require_plain(model: nn.Module) -> None:
     """Raise SurgeryError with the remedy where `model`, or a module inside, is wrapped, sharded or compiled."""
+    require_kind("model", model, nn.Module, error=AdapterError)
     for name, module in model.named_modules():
         for cls in type(module).__mro__:
             remedy = _REMEDIES.get(cls.__name__)

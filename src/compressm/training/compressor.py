@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from compressm.adapters.calibration import MAX_TOKENS, Calibration
 from compressm.adapters.registry import Adapters
 from compressm.analysis import read_system
+from compressm.checks import brief, require_kind
 from compressm.compress import compress_
 from compressm.errors import CompressmError, ConfigError, DistributedError, SurgeryError
 from compressm.reduction.criteria import Criterion
@@ -35,6 +36,7 @@ from compressm.training.schedule import Schedule
 from compressm.training.state import (
     VERSION,
     check_state,
+    damage_told,
     probe_from_state,
     probe_to_state,
     times_from_state,
@@ -105,10 +107,16 @@ class InTrainingCompressor:
         on_error: OnError = OnError.SKIP,
     ) -> None:
         self.plan = make_plan(schedule, total_steps, settings, criteria, calibration_steps, guard)
+        require_kind("on_error", on_error, OnError)
+        require_kind("grad_scaler", grad_scaler, GradScaler, type(None))
+        if on_cut is not None and not callable(on_cut):
+            raise ConfigError(f"on_cut is {brief(on_cut)}; wanted a function of the Cut, or None.")
         self.processes = processes_of(model)
         self.model = model = self.processes.model
         self._optimizers = tuple(optimizer) if isinstance(optimizer, Sequence) else (optimizer,)
         schedulers = tuple(scheduler) if isinstance(scheduler, Sequence) else (scheduler,)
+        for item in schedulers:
+            require_kind("scheduler", item, Stateful, wanted="an object with state_dict and load_state_dict")
         self._restorable = schedulers if grad_scaler is None else (*schedulers, grad_scaler)
         self._adapters, self._on_cut, self._on_error = adapters, on_cut, on_error
         layers = require_layers(model, adapters)
@@ -224,13 +232,14 @@ class InTrainingCompressor:
         changed then.
         """
         check_state(state, self.plan, list(self.history.initial))
-        history = History.from_dict(state["history"])
-        probe = probe_from_state(state["probe"], self.model, self._optimizers, self._restorable)
-        clock, peak = times_from_state(state.get("seconds"), history)
-        self._calibration.stop()
-        self._calibration.load_state_dict(state["calibration"])
+        with damage_told():
+            history = History.from_dict(state["history"])
+            probe = probe_from_state(state["probe"], self.model, self._optimizers, self._restorable)
+            clock, peak = times_from_state(state.get("seconds"), history)
+            self._calibration.stop()
+            self._calibration.load_state_dict(state["calibration"])
         self.history, self._probe, self._clock, self._peak = history, probe, clock, peak
-        self._steps, self._stopped = int(state["steps"]), bool(state["stopped"])
+        self._steps, self._stopped = state["steps"], state["stopped"]
         self._check_processes()
         self.processes.resized()
         self._arrange_capture()

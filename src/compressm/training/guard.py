@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite, isnan
+from math import isnan
 
 from torch import nn
 
+from compressm.checks import require_integer, require_kind, require_number
 from compressm.errors import ConfigError
 from compressm.training.evaluation import measure
 
@@ -36,10 +37,10 @@ class Guard:
     def __post_init__(self) -> None:
         if not callable(self.metric):
             raise ConfigError(f"Guard.metric is {self.metric!r}; wanted a function without arguments.")
-        if not (isfinite(self.allowed) and self.allowed >= 0):
-            raise ConfigError(f"Guard.allowed is {self.allowed}; wanted how much worse is still fine, 0 or more.")
-        if not isinstance(self.probe_after, int) or self.probe_after < 1:
-            raise ConfigError(f"Guard.probe_after is {self.probe_after!r}; wanted a number of steps, 1 or more.")
+        require_number("Guard.allowed", self.allowed, 0, wanted="how much worse is still fine, 0 or more")
+        require_integer("Guard.probe_after", self.probe_after, 1)
+        require_kind("Guard.higher_is_better", self.higher_is_better, bool)
+        require_kind("Guard.stop_after_rollback", self.stop_after_rollback, bool)
 
     def measure(self, model: nn.Module) -> float:
         """The metric now; leaves modes and random states as they were."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from compressm.checkpoint.tree import decode, encode
-from compressm.errors import ConfigError
+from compressm.checks import brief, read_record, require_integer, require_kind
+from compressm.errors import CheckpointError, ConfigError
 from compressm.reduction.criteria import Budget
 from compressm.reduction.report import CompressionReport
 
@@ -122,10 +123,13 @@ class History:
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> History:
         """The history that `to_dict` described; ConfigError where it does not have that form."""
+        require_kind("A history", data, Mapping, wanted="a mapping")
         initial, events = data.get("initial"), data.get("events")
         if not isinstance(initial, Mapping) or not isinstance(events, (list, tuple)):
             raise ConfigError("A history needs 'initial' orders and a list of 'events'.")
-        return cls({str(k): int(v) for k, v in initial.items()}, tuple(_event_from_dict(e) for e in events))
+        for name, order in initial.items():
+            require_integer(f"A history's initial order of {name!r}", order, 0)
+        return cls({str(k): v for k, v in initial.items()}, tuple(_event_from_dict(e) for e in events))
 
 
 def _event_to_dict(event: Event) -> dict[str, object]:
@@ -137,16 +141,20 @@ def _event_to_dict(event: Event) -> dict[str, object]:
 
 def _event_from_dict(data: Mapping[str, object]) -> Event:
     kinds: dict[str, type[Event]] = {c.kind: c for c in (Cut, RolledBack, Skipped)}
-    if not isinstance(data, Mapping) or data.get("kind") not in kinds:
-        raise ConfigError(f"An event of the history is {data!r}; wanted one of the kinds {sorted(kinds)}.")
-    values: dict[str, Any] = decode(data, {}, "history")
-    kind = kinds[values.pop("kind")]
+    name = data.get("kind") if isinstance(data, Mapping) else data
+    if not isinstance(name, str) or name not in kinds or not isinstance(data, Mapping):
+        raise ConfigError(f"An event of the history is {brief(data)}; wanted one of the kinds {sorted(kinds)}.")
     try:
-        if "report" in values:
+        values: dict[str, Any] = decode(dict(data), {}, "history")
+    except CheckpointError as error:
+        raise ConfigError(f"An event of the history is damaged: {error}") from error
+    values.pop("kind")
+    if "report" in values:
+        try:
             values["report"] = CompressionReport.from_dict(values["report"])
-        return kind(**values)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"An event of the history is damaged ({error!r}): {data}.") from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ConfigError(f"An event of the history is damaged ({error!r}).") from error
+    return read_record(kinds[name], values, f"An event of the history, '{name}', is damaged: it")
 
 
 def _lists(value: object) -> object:

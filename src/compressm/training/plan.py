@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from compressm.checks import require_integer, require_kind
 from compressm.errors import ConfigError
 from compressm.reduction.criteria import Criterion
 from compressm.settings import CompressionSettings
@@ -28,8 +29,11 @@ class CutPlan:
     guard: Guard | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.calibration_steps, int) or self.calibration_steps < 0:
-            raise ConfigError(f"calibration_steps is {self.calibration_steps!r}; wanted 0 or more steps.")
+        require_integer("calibration_steps", self.calibration_steps, 0)
+        require_kind("schedule", self.schedule, Schedule, wanted="one such as Window(0, 4000, 4) or Every(1000)")
+        require_kind("settings", self.settings, CompressionSettings)
+        require_kind("guard", self.guard, Guard, type(None))
+        require_kind("criteria", self.criteria, tuple, wanted="a sequence of criteria such as HankelEnergy(0.02)")
         if wrong := [c for c in self.criteria if not isinstance(c, Criterion)]:
             raise ConfigError(f"criteria holds {wrong[0]!r}; wanted criteria such as HankelEnergy(0.02).")
         gap = self.schedule.min_gap()
@@ -73,13 +77,14 @@ def make_plan(
     """The plan that the compressor's arguments describe; a run of `total_steps` gets its preset's schedule."""
     if (schedule is None) == (total_steps is None):
         raise ConfigError("Give either total_steps= (for the preset's schedule) or schedule=, and not both.")
-    if settings is not None and not isinstance(settings, (str, CompressionSettings)):
-        raise ConfigError(f"settings is {settings!r}; wanted CompressionSettings or the name of a preset.")
+    wanted = "CompressionSettings or the name of a preset"
+    require_kind("settings", settings, CompressionSettings, str, type(None), wanted=wanted)
+    require_kind("criteria", criteria, list, tuple, wanted="a sequence of criteria such as [HankelEnergy(0.02)]")
     named = preset(settings if isinstance(settings, str) else "default")
     if total_steps is not None:
         schedule = named.schedule(total_steps)
-    if not isinstance(schedule, Schedule):
-        raise ConfigError(f"schedule is {schedule!r}; wanted one such as Window(0, 4000, 4) or Every(1000).")
+    if schedule is None:
+        raise ConfigError("Give either total_steps= or schedule=.")
     chosen = settings if isinstance(settings, CompressionSettings) else named.settings
     return CutPlan(schedule, chosen, tuple(criteria), calibration_steps, guard)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from compressm.checks import require_integer, require_kind
 from compressm.errors import ConfigError
 from compressm.reduction.criteria import HankelEnergy, Reference
 from compressm.reduction.result import GramianSource
@@ -36,15 +37,17 @@ def paper_schedule(total_steps: int) -> Window:
 
     Raises ConfigError for a run of less than 40 steps.
     """
-    return _window("paper", total_steps, total_steps // 10)
+    return _window("paper", total_steps, 1, 10)
 
 
 def default_schedule(total_steps: int) -> Window:
     """Cuts at 10, 20, 30 and 40 % of the run. Raises ConfigError for a run of less than 10 steps."""
-    return _window("default", total_steps, 2 * total_steps // 5)
+    return _window("default", total_steps, 2, 5)
 
 
-def _window(name: str, total_steps: int, end: int) -> Window:
+def _window(name: str, total_steps: int, numerator: int, denominator: int) -> Window:
+    require_integer("total_steps", total_steps, 1)
+    end = numerator * total_steps // denominator
     if end < 4:
         raise ConfigError(
             f"A run of {total_steps} steps is too short for the 4 cuts of the preset {name!r}; give a schedule=."
@@ -84,6 +87,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({p.name: p for p in (_PAPER, _D
 
 def preset(name: str) -> Preset:
     """The preset of that name; ConfigError, with the known names, where there is none."""
+    require_kind("preset", name, str, wanted=f"one of {sorted(PRESETS)}")
     if name not in PRESETS:
         raise ConfigError(f"There is no preset {name!r}; known are {sorted(PRESETS)}.")
     return PRESETS[name]

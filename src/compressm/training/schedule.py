@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import ClassVar
 
+from compressm.checks import brief, require_integer, require_kind
 from compressm.errors import ConfigError
 
 
@@ -54,9 +55,10 @@ class At(Schedule):
     steps: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        require_kind("At.steps", self.steps, list, tuple, range, wanted="the steps of the cuts, such as (100, 200)")
         object.__setattr__(self, "steps", tuple(self.steps))
         for step in self.steps:
-            _integer("At.steps", step, at_least=1)
+            require_integer("At.steps", step, 1)
         if not self.steps or any(b <= a for a, b in pairwise(self.steps)):
             raise ConfigError(f"At.steps is {list(self.steps)}; wanted one step or more, each larger than the last.")
 
@@ -84,9 +86,9 @@ class Window(Schedule):
     cuts: int
 
     def __post_init__(self) -> None:
-        _integer("Window.start", self.start, at_least=0)
-        _integer("Window.cuts", self.cuts, at_least=1)
-        _integer("Window.end", self.end, at_least=0)
+        require_integer("Window.start", self.start, 0)
+        require_integer("Window.cuts", self.cuts, 1)
+        require_integer("Window.end", self.end, 0)
         if self.end - self.start < self.cuts:
             raise ConfigError(
                 f"Window from {self.start} to {self.end} has {max(self.end - self.start, 0)} steps for {self.cuts} "
@@ -117,10 +119,10 @@ class Every(Schedule):
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        _integer("Every.interval", self.interval, at_least=1)
-        _integer("Every.start", self.start, at_least=0)
+        require_integer("Every.interval", self.interval, 1)
+        require_integer("Every.start", self.start, 0)
         if self.stop is not None:
-            _integer("Every.stop", self.stop, at_least=self.start + self.interval)
+            require_integer("Every.stop", self.stop, self.start + self.interval)
 
     def count(self, step: int) -> int:
         last = step if self.stop is None else min(step, self.stop)
@@ -147,10 +149,10 @@ class WarmupThenEvery(Schedule):
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        _integer("WarmupThenEvery.warmup", self.warmup, at_least=1)
-        _integer("WarmupThenEvery.interval", self.interval, at_least=1)
+        require_integer("WarmupThenEvery.warmup", self.warmup, 1)
+        require_integer("WarmupThenEvery.interval", self.interval, 1)
         if self.stop is not None:
-            _integer("WarmupThenEvery.stop", self.stop, at_least=self.warmup)
+            require_integer("WarmupThenEvery.stop", self.stop, self.warmup)
 
     def count(self, step: int) -> int:
         last = step if self.stop is None else min(step, self.stop)
@@ -169,12 +171,13 @@ _KINDS: dict[str, type[Schedule]] = {c.kind: c for c in (At, Window, Every, Warm
 
 def schedule_from_dict(data: Mapping[str, object]) -> Schedule:
     """The schedule that `Schedule.to_dict` described; ConfigError for an unknown kind or unknown or missing fields."""
+    require_kind("A schedule", data, Mapping, wanted="what Schedule.to_dict returned")
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise ConfigError(f"A schedule of kind {kind!r} is not known; known are {sorted(_KINDS)}.")
+        raise ConfigError(f"A schedule of kind {brief(kind)} is not known; known are {sorted(_KINDS)}.")
     values = {k: v for k, v in data.items() if k != "kind"}
     known = [f.name for f in fields(_KINDS[kind])]
-    if unknown := sorted(set(values) - set(known)):
+    if unknown := sorted(str(name) for name in values if name not in known):
         raise ConfigError(f"The schedule {kind!r} has no fields {unknown}; it has {known}.")
     if isinstance(values.get("steps"), list):
         values["steps"] = tuple(values["steps"])  # type: ignore[arg-type]
@@ -184,8 +187,3 @@ def schedule_from_dict(data: Mapping[str, object]) -> Schedule:
         raise ConfigError(
             f"The schedule {kind!r} cannot be made from {values}: {error}; its fields are {known}."
         ) from error
-
-
-def _integer(name: str, value: object, at_least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ConfigError(f"{name} is {value!r}; wanted an integer of {at_least} or more.")

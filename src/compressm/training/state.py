@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from compressm.errors import ConfigError
+from compressm.checks import brief, require_integer, require_kind
+from compressm.errors import CompressmError, ConfigError
+from compressm.settings import CompressionSettings
 from compressm.surgery.snapshot import Snapshot, Stateful
 from compressm.training.clock import StepClock
 from compressm.training.history import Cut, History
@@ -22,15 +25,22 @@ _KEYS = ("steps", "stopped", "history", "calibration", "probe")
 
 def check_state(state: Mapping[str, Any], plan: CutPlan, layers: Sequence[str]) -> None:
     """Raise ConfigError unless `state` was written by a compressor with this plan for a model with these layers."""
+    require_kind("The compressor's state", state, Mapping, wanted="what state_dict() returned")
     version = state.get("version")
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:
         raise ConfigError(
-            f"The compressor's state has version {version!r}; this library reads {VERSION}. "
+            f"The compressor's state has version {brief(version)}; this library reads {VERSION}. "
             "Give what state_dict() returned, and update the library where the version is newer."
         )
     if missing := [key for key in ("fingerprint", *_KEYS) if key not in state]:
         raise ConfigError(f"The compressor's state lacks {missing}; give all that state_dict() returned.")
-    if found := differences(state["fingerprint"], plan.fingerprint()):
+    require_integer("The count of steps in the compressor's state", state["steps"], 0)
+    require_kind("'stopped' in the compressor's state", state["stopped"], bool)
+    with damage_told():
+        saved = {**state["fingerprint"]}
+        saved["settings"] = {**CompressionSettings().to_dict(), **saved["settings"]}  # those there were not yet
+        found = differences(saved, plan.fingerprint())
+    if found:
         raise ConfigError(
             "The saved run was compressed under other settings; make the compressor with the same ones to go on from "
             "it: " + "; ".join(found) + "."
@@ -38,6 +48,17 @@ def check_state(state: Mapping[str, Any], plan: CutPlan, layers: Sequence[str]) 
     saved = History.from_dict(state["history"]).initial
     if sorted(saved) != sorted(layers):
         raise ConfigError(f"The saved run has the layers {sorted(saved)} and this model {sorted(layers)}.")
+
+
+@contextmanager
+def damage_told() -> Iterator[None]:
+    """ConfigError in place of what reading a damaged state raises."""
+    try:
+        yield
+    except CompressmError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        raise ConfigError(f"The compressor's state is damaged ({error!r}); use another checkpoint.") from error
 
 
 def probe_to_state(probe: Probe | None) -> dict[str, Any] | None:
@@ -62,6 +83,7 @@ def probe_from_state(
     if not isinstance(cut, Cut):
         raise ConfigError(f"The compressor's state has a pending probe of {cut!r}; wanted a cut.")
     snapshot = Snapshot.from_state_dict(state["snapshot"], model, optimizers, schedulers)
+    snapshot.random_state.check()
     return Probe(cut, float(state["before"]), snapshot, tuple(events))
 
 
