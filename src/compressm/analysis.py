@@ -68,7 +68,7 @@ class LayerAnalysis:
             self.frame = Frame.COMPLEX
         self.reducer: Reducer | BalancedSelection | ModalTruncation = settings.reducer
         if isinstance(settings.reducer, Reducer):
-            require_feedthrough(settings.reducer, ref.adapter.full_feedthrough, ref.name)
+            require_feedthrough(settings.reducer, ref.adapter.full_feedthrough, ref.label)
             if ref.adapter.form is Form.SELECTION:
                 self.reducer = BalancedSelection()
         if isinstance(self.reducer, BalancedSelection) and self.system.output == "real":
@@ -109,7 +109,7 @@ class LayerAnalysis:
             if not result.unstable:
                 break
         if first is None:
-            raise InvalidSystemError(f"{self.ref.name}: no Gramians could be computed: {'; '.join(fallbacks)}")
+            raise InvalidSystemError(f"{self.ref.label}: no Gramians could be computed: {'; '.join(fallbacks)}")
         return replace(first, fallbacks=(*fallbacks, "not cut"))
 
     def _values(self, weighting: Weighting) -> Tensor:
@@ -150,10 +150,10 @@ class LayerAnalysis:
     def _select(self, reducer: ModalTruncation, reduce: bool) -> Decision:
         if not self.system.is_diagonal:
             raise UnsupportedReductionError(
-                f"{self.ref.name}: ModalTruncation keeps states of a diagonal system, this one is dense; use "
+                f"{self.ref.label}: ModalTruncation keeps states of a diagonal system, this one is dense; use "
                 f"BalancedTruncation."
             )
-        self.system.require_stable(self.ref.name)
+        self.system.require_stable(self.ref.label)
         values = modal_scores(self.system, reducer.score).sort(descending=True).values
         choice = self.settings.order_policy().choose(self._spectrum(values))
         if choice is None or not reduce:
@@ -166,7 +166,7 @@ class LayerAnalysis:
         for controllability, observability, horizon in self._candidates():
             white = GramianSource.WHITE in (controllability, observability)
             if white and horizon is None:
-                self.system.require_stable(self.ref.name)
+                self.system.require_stable(self.ref.label)
             p = self._data_factor if controllability is GramianSource.DATA else self._white(self._balanced, horizon)
             if p is None:
                 fallbacks.append(f"{controllability.value}/{observability.value} Gramians: no inputs were captured")
@@ -219,9 +219,9 @@ class LayerAnalysis:
         if moments is None:
             return None
         if not bool(torch.isfinite(moments).all()):
-            self.system.require_stable(self.ref.name)
+            self.system.require_stable(self.ref.label)
             raise InvalidSystemError(
-                f"{self.ref.name}: the states overflow on the captured passes; scale weights or inputs down."
+                f"{self.ref.label}: the states overflow on the captured passes; scale weights or inputs down."
             )
         return moment_factor(moments)
 
@@ -243,10 +243,10 @@ def read_system(ref: LayerRef) -> StateSpace:
     try:
         system = ref.adapter.read(ref.module).to_double()
     except InvalidSystemError as error:
-        raise InvalidSystemError(f"{ref.name}: {error}") from error
+        raise InvalidSystemError(f"{ref.label}: {error}") from error
     except AttributeError as error:
         raise AdapterError(
-            f"{ref.name}: {type(ref.adapter).__name__} cannot read {type(ref.module).__name__}: {error}."
+            f"{ref.label}: {type(ref.adapter).__name__} cannot read {type(ref.module).__name__}: {error}."
         ) from error
     verify_realization(ref, system)
     return system
@@ -264,7 +264,7 @@ def verify_realization(ref: LayerRef, system: StateSpace, length: int = 8) -> No
             raise
         except (RuntimeError, TypeError, ValueError) as error:
             raise AdapterError(
-                f"{ref.name}: the forward pass failed on an input of shape {tuple(u.shape)}: {error}"
+                f"{ref.label}: the forward pass failed on an input of shape {tuple(u.shape)}: {error}"
             ) from error
     wanted = system.simulate(u.to(like.dtype).double())
     tolerance = min(100 * torch.finfo(like.dtype).eps ** 0.75, 0.1)  # a wrong factor or sign changes more than this
@@ -272,7 +272,7 @@ def verify_realization(ref: LayerRef, system: StateSpace, length: int = 8) -> No
     error = float((found - wanted).abs().max()) if found.shape == wanted.shape else float("inf")
     if not error <= tolerance * max(size, 1e-30):
         raise AdapterError(
-            f"{ref.name}: {type(ref.adapter).__name__} read a system whose output differs from that of "
+            f"{ref.label}: {type(ref.adapter).__name__} read a system whose output differs from that of "
             f"{type(ref.module).__name__}'s own forward pass by {error:.1e} (the output's size is {size:.1e}). The "
             f"layer has an option that the adapter does not know, or only shares its name. Nothing was cut. Register "
             f"an adapter for {type(ref.module).__module__}.{type(ref.module).__qualname__}, or leave it alone with "

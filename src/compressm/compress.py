@@ -132,7 +132,7 @@ def compress_(
         update = None if reduction is None else layer.ref.adapter.write(layer.ref.module, reduction)
         cuts.append(_Cut(layer, analysis, decision, update, time.perf_counter() - begun))
     _refuse_other_owners(model, cuts)
-    items = [(r.name, r.module, c.update) for c in cuts if c.update is not None for r in c.layer.members()]
+    items = [(r.label, r.module, c.update) for c in cuts if c.update is not None for r in c.layer.members()]
     operation = operate(items, optimizer, settings.optimizer_policy)
     try:
         reports = tuple(_report_of(c, settings) for c in cuts)
@@ -171,7 +171,7 @@ def _refuse_other_owners(model: nn.Module, cuts: Sequence[_Cut]) -> None:
             for name, parameter in module.named_parameters(recurse=False):
                 if id(module) not in inside and id(parameter) in changed:
                     raise TiedParametersError(
-                        f"'{changed[id(parameter)]}' of the layer '{layer.name}' is the same tensor as '{name}' of "
+                        f"'{changed[id(parameter)]}' of the layer '{layer.label}' is the same tensor as '{name}' of "
                         f"'{path}' ({type(module).__name__}), which a cut would change too. Tie all parameters of two "
                         f"layers or none, and none to another kind of module."
                     )
@@ -269,11 +269,11 @@ def _check_stored(ref: LayerRef, full: StateSpace, update: LayerUpdate) -> State
     stored = read_system(ref)
     if stored.order != update.order:
         raise SurgeryError(
-            f"{ref.name}: the adapter's update declares the order {update.order}, but {stored.order} is read back."
+            f"{ref.label}: the adapter's update declares the order {update.order}, but {stored.order} is read back."
         )
     if full.is_stable() and not stored.is_stable():
         raise UnstableSystemError(
-            f"{ref.name}: the reduced layer is stable in double precision, but rounding to "
+            f"{ref.label}: the reduced layer is stable in double precision, but rounding to "
             f"{reference_tensor(ref.module).dtype} makes it unstable. Keep this layer's parameters in a wider dtype."
         )
     return stored

@@ -251,3 +251,11 @@ def test_an_old_graph_cannot_be_run_backward(make: Any) -> None:
     compress_(model, CompressionSettings(FixedOrder(4)))
     with pytest.raises(RuntimeError):
         loss.backward()
+
+
+def test_a_layer_that_is_the_model_is_named_by_its_class() -> None:
+    layer = DenseSSM(3, 8)
+    with torch.no_grad():
+        layer.A.mul_(1e3)
+    with pytest.raises(UnstableSystemError, match=r"^DenseSSM: "):
+        compress_(layer)
