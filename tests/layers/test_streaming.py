@@ -8,7 +8,6 @@ from torch import Tensor
 
 from compressm.errors import ConfigError, StaleModelError
 from compressm.layers import (
-    S4D,
     DiagonalBank,
     LayerKind,
     ModelConfig,
@@ -17,6 +16,7 @@ from compressm.layers import (
     Streamer,
     Task,
 )
+from compressm.layers.base import SequenceLayer
 
 SMALL: dict[str, Any] = {"inputs": 2, "outputs": 3, "width": 6, "order": 8, "blocks": 2}
 KINDS = [
@@ -62,11 +62,29 @@ def error(streamer: Streamer, model: SequenceModel, x: Tensor) -> float:
     return float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1))
 
 
-class Plain(S4D):
+class Plain(SequenceLayer):
     """A layer without the form that streaming prepares."""
 
-    def system(self) -> None:
-        return None
+    def __init__(self, width: int, order: int) -> None:
+        super().__init__()
+        self.inner = LRU(width, order)
+
+    @property
+    def width(self) -> int:
+        return self.inner.width
+
+    @property
+    def order(self) -> int:
+        return self.inner.order
+
+    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.inner(u, mask)
+
+    def initial_state(self, batch: int) -> Tensor:
+        return self.inner.initial_state(batch)
+
+    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inner.step(u, state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

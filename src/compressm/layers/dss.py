@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from compressm.errors import ConfigError
-from compressm.layers.base import SequenceLayer, check_size, member
+from compressm.layers.bank import DiagonalBankLayer, sampled_bank
+from compressm.layers.base import check_size, member
 from compressm.layers.hippo import DiagonalInit, check_steps, initial_poles, log_uniform
-from compressm.layers.layout import Layout
 from compressm.layers.systems import DiagonalBank
-from compressm.ops.bank import bank_lti, bank_step
 from compressm.ops.precision import precise
 from compressm.ops.sampling import Sampled, Sampling, sample
 
@@ -24,7 +23,7 @@ class DSSKernel(Enum):
     SOFTMAX = "softmax"  # w / s e^{s d l} / (the sum of e^{s d k} over k < length)
 
 
-class DSS(SequenceLayer):
+class DSS(DiagonalBankLayer):
     """A bank of H diagonal systems with the same continuous poles (arXiv 2203.14343, proposition 1).
 
     s = -exp(log_A_real) + i A_imag, poles lambda_h = e^{s d_h} with a step d_h = exp(log_dt_h) for each channel;
@@ -71,11 +70,6 @@ class DSS(SequenceLayer):
         self.D = nn.Parameter(torch.randn(width, generator=generator))
 
     @property
-    def width(self) -> int:
-        """The number H of channels."""
-        return self.D.shape[0]
-
-    @property
     def order(self) -> int:
         """The number N of complex states of each channel."""
         return self.A_imag.shape[0]
@@ -85,38 +79,9 @@ class DSS(SequenceLayer):
         decay, frequency = precise(self.log_A_real).exp(), precise(self.A_imag)
         return sample_kernel(decay, frequency, precise(self.log_dt).exp(), self.discretization, self.length)
 
-    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The output (batch, L, H) for the input u (batch, L, H) from a zero state.
-
-        Where `mask` (batch, L) is False the input counts as zero; outputs there mean nothing.
-        """
-        if mask is not None:
-            u = torch.where(mask[..., None], u, 0.0)
-        return bank_lti(*self._system(), u, feedthrough=self.D)
-
-    def layout(self, batch: int, length: int) -> Layout:
-        """Channels first, always: every channel is a convolution of its own."""
-        return Layout.CHANNELS
-
     def system(self) -> DiagonalBank:
-        return DiagonalBank(*self._system(), self.D)
-
-    def initial_state(self, batch: int) -> Tensor:
-        """The zero state (batch, H, N, 2): real and imaginary parts, in float32 or wider."""
-        dtype = torch.promote_types(self.A_imag.dtype, torch.float32)
-        return torch.zeros(batch, self.width, self.order, 2, dtype=dtype, device=self.A_imag.device)
-
-    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The output (batch, H) and the next state (batch, H, N, 2) for one input u (batch, H)."""
-        return bank_step(*self._system(), u, state, feedthrough=self.D)
-
-    def _system(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        nu, theta, gain_re, gain_im = self.sampled()
-        dtype = torch.promote_types(self.C_re.dtype, torch.float32)
-        gain_re, gain_im = gain_re.to(dtype), gain_im.to(dtype)
-        w_re = gain_re * self.C_re - gain_im * self.C_im
-        w_im = gain_re * self.C_im + gain_im * self.C_re
-        return nu, theta, w_re, w_im
+        """The layer as it acts."""
+        return sampled_bank(self.sampled(), self.C_re, self.C_im, self.D)
 
 
 def sample_kernel(decay: Tensor, frequency: Tensor, step: Tensor, kernel: DSSKernel, length: int) -> Sampled:

@@ -42,12 +42,9 @@ class Layout(Enum):
         return memory.permute(sorted(range(3), key=self.value.__getitem__))
 
 
-_LAYOUTS = {Form.CONVOLUTION: Layout.CHANNELS, Form.CHUNKED: Layout.TIME, Form.LANES: Layout.LANES}
-
-
 def layout_for(form: Form) -> Layout:
     """The layout in which this form of a recurrence needs no copies."""
-    return _LAYOUTS.get(form, Layout.ROWS)
+    return Layout(form.memory)
 
 
 def layout_of(x: Tensor) -> Layout | None:

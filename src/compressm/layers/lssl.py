@@ -7,16 +7,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from compressm.layers.base import SequenceLayer, check_size
+from compressm.layers.bank import BankLayer
+from compressm.layers.base import check_size
 from compressm.layers.hippo import check_steps, legs, log_uniform
-from compressm.layers.layout import Layout
 from compressm.layers.systems import DenseBank
 from compressm.ops.bank import bank_convolution
 from compressm.ops.dense_bank import dense_bank_response
 from compressm.ops.precision import precise, working_dtype
 
 
-class LSSL(SequenceLayer):
+class LSSL(BankLayer):
     """A bank of H systems with one real state matrix and a step for each channel (arXiv 2110.13985, section 3).
 
     x' = A x + B u for all channels, sampled with the steps d_h = exp(log_dt_h) by the trapezoidal rule,
@@ -48,30 +48,16 @@ class LSSL(SequenceLayer):
         self.D = nn.Parameter(torch.randn(width, generator=generator))
 
     @property
-    def width(self) -> int:
-        """The number H of channels."""
-        return self.D.shape[0]
-
-    @property
     def order(self) -> int:
         """The number N of real states of each channel."""
         return self.A.shape[0]
 
-    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The output (batch, L, H) for the input u (batch, L, H) from a zero state.
-
-        Where `mask` (batch, L) is False the input counts as zero; outputs there mean nothing.
-        """
-        if mask is not None:
-            u = torch.where(mask[..., None], u, 0.0)
+    def respond(self, u: Tensor) -> Tensor:
+        """The output (batch, L, H) for an input without padding."""
         with torch.autocast(device_type=u.device.type, enabled=False):
             kernel = dense_bank_response(*self.sampled(), precise(self.C), u.shape[1])
             dtype = working_dtype(u)
             return bank_convolution(u.to(dtype), kernel.to(dtype), self.D).to(u.dtype)
-
-    def layout(self, batch: int, length: int) -> Layout:
-        """Channels first, always: every channel is a convolution of its own."""
-        return Layout.CHANNELS
 
     def system(self) -> DenseBank:
         return DenseBank(*self.sampled(), self.C, self.D)

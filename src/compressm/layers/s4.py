@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from compressm.layers.base import SequenceLayer, check_size
+from compressm.layers.bank import BankLayer
+from compressm.layers.base import check_size
 from compressm.layers.hippo import check_steps, diagonal_legs, legs, log_uniform
-from compressm.layers.layout import Layout
 from compressm.layers.systems import DenseBank, DiagonalBank
 from compressm.ops.bank import bank_convolution, bank_lti, bank_step
 from compressm.ops.dense_bank import dense_bank_response
@@ -15,7 +15,7 @@ from compressm.ops.precision import precise, working_dtype
 from compressm.ops.sampling import Sampling, sample
 
 
-class S4(SequenceLayer):
+class S4(BankLayer):
     """A bank of H systems whose state matrix is diagonal plus low rank (arXiv 2111.00396, section 3).
 
     For channel h: x' = (diag(s_h) - p_h p_h*) x + b_h u with s = -exp(log_A_real) + i A_imag, sampled with the step
@@ -63,11 +63,6 @@ class S4(SequenceLayer):
         self.D = nn.Parameter(torch.randn(width, generator=generator))
 
     @property
-    def width(self) -> int:
-        """The number H of channels."""
-        return self.D.shape[0]
-
-    @property
     def order(self) -> int:
         """The number N of complex states of each channel."""
         return self.A_imag.shape[1]
@@ -77,23 +72,14 @@ class S4(SequenceLayer):
         """Whether the low-rank part is gone, as it is after a cut."""
         return self.P_re.shape[0] == 0
 
-    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The output (batch, L, H) for the input u (batch, L, H) from a zero state.
-
-        Where `mask` (batch, L) is False the input counts as zero; outputs there mean nothing.
-        """
-        if mask is not None:
-            u = torch.where(mask[..., None], u, 0.0)
+    def respond(self, u: Tensor) -> Tensor:
+        """The output (batch, L, H) for an input without padding."""
         if self.is_diagonal:
             return bank_lti(*self._diagonal_system(), u, feedthrough=self.D)
         with torch.autocast(device_type=u.device.type, enabled=False):
             kernel = dense_bank_response(*self.sampled(), u.shape[1])
             dtype = working_dtype(u)
             return bank_convolution(u.to(dtype), kernel.to(dtype), self.D).to(u.dtype)
-
-    def layout(self, batch: int, length: int) -> Layout:
-        """Channels first, always: every channel is a convolution of its own."""
-        return Layout.CHANNELS
 
     def system(self) -> DiagonalBank | DenseBank:
         if self.is_diagonal:

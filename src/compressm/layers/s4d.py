@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from compressm.layers.base import SequenceLayer, check_size, member
+from compressm.layers.bank import DiagonalBankLayer, sampled_bank
+from compressm.layers.base import check_size, member
 from compressm.layers.hippo import DiagonalInit, check_steps, initial_poles, log_uniform
-from compressm.layers.layout import Layout
 from compressm.layers.systems import DiagonalBank
-from compressm.ops.bank import bank_lti, bank_step
 from compressm.ops.precision import precise
 from compressm.ops.sampling import Sampled, Sampling, sample
 
 
-class S4D(SequenceLayer):
+class S4D(DiagonalBankLayer):
     """A bank of H diagonal single-input single-output systems, one for each channel (arXiv 2206.11893, section 3).
 
     For channel h: x' = diag(s_h) x + 1 u with s = -exp(log_A_real) + i A_imag, sampled with the step exp(log_dt_h) by
@@ -53,11 +52,6 @@ class S4D(SequenceLayer):
         self.D = nn.Parameter(torch.randn(width, generator=generator))
 
     @property
-    def width(self) -> int:
-        """The number H of channels."""
-        return self.D.shape[0]
-
-    @property
     def order(self) -> int:
         """The number N of complex states of each channel, each of which stands for a conjugate pair."""
         return self.A_imag.shape[1]
@@ -67,35 +61,6 @@ class S4D(SequenceLayer):
         step = precise(self.log_dt).exp()[:, None]
         return sample(precise(self.log_A_real).exp(), self.A_imag, step, self.discretization)
 
-    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The output (batch, L, H) for the input u (batch, L, H) from a zero state.
-
-        Where `mask` (batch, L) is False the input counts as zero; outputs there mean nothing.
-        """
-        if mask is not None:
-            u = torch.where(mask[..., None], u, 0.0)
-        return bank_lti(*self._system(), u, feedthrough=self.D)
-
-    def layout(self, batch: int, length: int) -> Layout:
-        """Channels first, always: every channel is a convolution of its own."""
-        return Layout.CHANNELS
-
     def system(self) -> DiagonalBank:
-        return DiagonalBank(*self._system(), self.D)
-
-    def initial_state(self, batch: int) -> Tensor:
-        """The zero state (batch, H, N, 2): real and imaginary parts, in float32 or wider."""
-        dtype = torch.promote_types(self.A_imag.dtype, torch.float32)
-        return torch.zeros(batch, self.width, self.order, 2, dtype=dtype, device=self.A_imag.device)
-
-    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The output (batch, H) and the next state (batch, H, N, 2) for one input u (batch, H)."""
-        return bank_step(*self._system(), u, state, feedthrough=self.D)
-
-    def _system(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        nu, theta, gain_re, gain_im = self.sampled()
-        dtype = torch.promote_types(self.C_re.dtype, torch.float32)
-        gain_re, gain_im = 2 * gain_re.to(dtype), 2 * gain_im.to(dtype)
-        w_re = gain_re * self.C_re - gain_im * self.C_im
-        w_im = gain_re * self.C_im + gain_im * self.C_re
-        return nu, theta, w_re, w_im
+        """The layer as it acts, with the factor 2 of conjugate pairs in C."""
+        return sampled_bank(self.sampled(), 2 * self.C_re, 2 * self.C_im, self.D)

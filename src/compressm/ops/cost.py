@@ -25,6 +25,14 @@ class Form(Enum):
     CHUNKED = "chunked"  # blocks of time: matrix products and one elementwise recurrence, state carried between blocks
     LANES = "lanes"  # one compiled pass, 16 sequences at a time: float32 on the CPU with numba
 
+    @property
+    def memory(self) -> tuple[int, int, int]:
+        """The dimensions of (batch, L, H) in the order of memory, slowest first, in which no copies are needed."""
+        return _MEMORY.get(self.value, (0, 1, 2))
+
+
+_MEMORY = {"convolution": (2, 0, 1), "chunked": (1, 0, 2), "lanes": (2, 1, 0)}
+
 
 @dataclass(frozen=True)
 class Shape:

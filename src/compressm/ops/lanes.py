@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from compressm.ops.precision import precise
+from compressm.ops.recurrence import rounded_poles
 
 LANES = 16  # sequences that a kernel takes at once
 _BLOCK_FLOATS = 1 << 16  # states and their gradients in one block stay in a core's second-level cache
@@ -56,7 +57,7 @@ class _Lanes(torch.autograd.Function):
         (inputs, length, batch), order, outputs = u.shape, b.shape[0], c.shape[1]
         block = max(1, min(_LONGEST, length, _BLOCK_FLOATS // (4 * LANES * order)))
         groups = -(-batch // LANES)
-        pole, defect = _rounded(precise(nu), precise(theta), block)
+        pole, defect = rounded_poles(precise(nu), precise(theta), block)
         y = u.new_empty(outputs, length, batch)
         starts = u.new_empty(groups, -(-length // block), order, 2, LANES)
         sizes = length, inputs, outputs, order, batch, block
@@ -98,15 +99,6 @@ class _Lanes(torch.autograd.Function):
             None if d is None else grad_d,
             grad_u,
         )
-
-
-def _rounded(nu: Tensor, theta: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """The poles rounded to float32 and what rounding loses over a block (see `Recurrence`), each (2 N,)."""
-    pole = torch.polar(torch.exp(-nu), theta).to(torch.complex64)
-    wide = pole.to(torch.complex128)
-    made = torch.polar(wide.abs() ** block, wide.angle() * block)
-    defect = (torch.polar(torch.exp(-nu * block), theta * block) - made).to(torch.complex64)
-    return torch.cat([pole.real, pole.imag]), torch.cat([defect.real, defect.imag])
 
 
 def _own_sequences(groups: int, batch: int) -> Tensor:

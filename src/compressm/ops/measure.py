@@ -12,12 +12,6 @@ import torch
 from compressm.ops.cost import CostTable, Form, Machine, Shape, cost_table
 from compressm.ops.diagonal import diagonal_lti
 
-_ORDERS = {
-    Form.CONVOLUTION: (2, 0, 1),
-    Form.CHUNKED: (1, 0, 2),
-    Form.LANES: (2, 1, 0),
-}  # of (batch, L, H) in memory: what each form needs no copies for
-
 
 @dataclass(frozen=True)
 class FormTime:
@@ -35,7 +29,7 @@ def measure_forms(shape: Shape, *, seconds: float = 1.0, machine: Machine | None
     (`Machine.here()` unless given).
     """
     machine = machine or Machine.here()
-    estimates = {form: cost_table().seconds(form, shape, machine) for form in _ORDERS}
+    estimates = {form: cost_table().seconds(form, shape, machine) for form in Form}
     calls = {form: _call(form, shape) for form, estimate in estimates.items() if estimate < float("inf")}
     times: dict[Form, list[float]] = {form: [] for form in calls}
     started = time.perf_counter()
@@ -67,7 +61,7 @@ def _call(form: Form, shape: Shape) -> Callable[[], object]:
         return torch.randn(sizes, generator=generator)
 
     def signal(channels: int) -> torch.Tensor:
-        order = _ORDERS[form]
+        order = form.memory
         sizes = shape.batch, shape.length, channels
         back = [order.index(d) for d in range(3)]
         return normal(*(sizes[d] for d in order)).permute(back)

@@ -55,10 +55,7 @@ class CompiledRecurrence(Recurrence):
 
     def __init__(self, nu: Tensor, theta: Tensor, batch: int, block: int) -> None:
         super().__init__(nu, theta)
-        rounded = self._power(1).to(torch.complex64)
-        exact = rounded.to(torch.complex128)
-        made = torch.polar(exact.abs() ** block, exact.angle() * block)
-        self._pole, self._defect = _planes(rounded), _planes((self._power(block) - made).to(torch.complex64))
+        self._pole, self._defect = rounded_poles(self._nu, self._theta, block)
         self._sums = torch.zeros(batch, 2 * nu.shape[0])
 
     def advance_(self, x: Tensor, start: Tensor) -> Tensor:
@@ -165,5 +162,13 @@ class TorchRecurrence(Recurrence):
         return (exact - made).to(powers[0].dtype)
 
 
-def _planes(x: Tensor) -> Tensor:
-    return torch.cat([x.real, x.imag])
+def rounded_poles(nu: Tensor, theta: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """The poles exp(-nu + i theta) rounded to single precision, and what rounding loses over `block` steps.
+
+    Both are [re (N) | im (N)]; nu and theta in float64.
+    """
+    pole = torch.polar(torch.exp(-nu), theta).to(torch.complex64)
+    wide = pole.to(torch.complex128)
+    made = torch.polar(wide.abs() ** block, wide.angle() * block)
+    defect = (torch.polar(torch.exp(-nu * block), theta * block) - made).to(torch.complex64)
+    return torch.cat([pole.real, pole.imag]), torch.cat([defect.real, defect.imag])

@@ -236,8 +236,8 @@ class InTrainingCompressor:
             history = History.from_dict(state["history"])
             probe = probe_from_state(state["probe"], self.model, self._optimizers, self._restorable)
             clock, peak = times_from_state(state.get("seconds"), history)
-            self._calibration.stop()
-            self._calibration.load_state_dict(state["calibration"])
+            self._calibration.load_state_dict(state["calibration"])  # the last thing that can fail
+        self._calibration.stop()
         self.history, self._probe, self._clock, self._peak = history, probe, clock, peak
         self._steps, self._stopped = state["steps"], state["stopped"]
         self._check_processes()
