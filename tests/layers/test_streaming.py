@@ -8,6 +8,7 @@ from torch import Tensor
 
 from compressm.errors import ConfigError, StaleModelError
 from compressm.layers import (
+    LRU,
     DiagonalBank,
     LayerKind,
     ModelConfig,
