@@ -125,27 +125,49 @@ def _state_chunks(
     """The states `(*h, samples, n)` at every `stride`-th step, a chunk of time at a time, with 0/1 weights."""
     device = u.device if u.device.type == "cuda" else torch.device("cpu")
     single = torch.complex64 if system.is_complex else torch.float32
-    a, b = system.a.to(device, single), system.b.to(device, single)
     u, mask = u.to(device), None if mask is None else mask.to(device).bool()
     batch, length, _ = u.shape
     h, dims = system.batch_shape, len(system.batch_shape)
-    u = u.reshape(batch, length, *h, system.inputs).movedim((0, 1), (dims + 1, dims))  # (*h, L, batch, m)
-    if system.is_diagonal:
-        a = a.unsqueeze(-2)
+    if length == 0:
+        return
+    at_once = _steps_at_once(system, stride)
+    reach, power = (t.to(device, single) for t in _reach(system, at_once))
+    u = u.reshape(batch, length, *h, system.inputs).movedim((0, 1), (dims, dims + 1))  # (*h, batch, L, m)
+    blocks, every = (length - 1) // at_once + 1, stride // at_once
+    u = torch.nn.functional.pad(u, (0, 0, at_once - 1, 0))[..., : blocks * at_once, :]  # block i ends with step i p
+    u = u.unflatten(-2, (blocks, at_once)).flatten(-2).movedim(-2, dims)  # (*h, blocks, batch, p m)
     x = torch.zeros(*h, batch, system.order, dtype=single, device=device)
-    steps = max(1, min(_CHUNK, _BLOCK // max(1, x.numel())))
-    for start in range(0, length, steps):
-        part = u[..., start : start + steps, :, :].to(single)
-        drive = (part.flatten(-3, -2) @ b.mT).unflatten(-2, part.shape[-3:-1])  # (*h, T, batch, n)
+    many = max(1, min(_CHUNK, _BLOCK // max(1, x.numel())))
+    for start in range(0, blocks, many):
+        part = u[..., start : start + many, :, :].to(single)
+        drive = (part.flatten(-3, -2) @ reach).unflatten(-2, part.shape[-3:-1])  # (*h, T, batch, n)
         kept = []
         for k in range(drive.shape[-3]):
             forced = drive[..., k, :, :]
-            x = torch.addcmul(forced, x, a) if system.is_diagonal else forced + x @ a.mT
-            if (start + k) % stride == 0:
-                kept.append((start + k, x))
+            x = torch.addcmul(forced, x, power) if system.is_diagonal else forced + x @ power
+            if (start + k) % every == 0:
+                kept.append(((start + k) * at_once, x))
         if kept:
             weights = None if mask is None else torch.cat([mask[:, k] for k, _ in kept])
             yield torch.cat([state for _, state in kept], -2), weights
+
+
+def _steps_at_once(system: StateSpace, stride: int) -> int:
+    """The largest divisor of `stride` whose input weights hold at most `_BLOCK` numbers."""
+    room = _BLOCK // max(1, system.b.numel())
+    return next(p for p in range(stride, 0, -1) if stride % p == 0 and (p <= room or p == 1))
+
+
+def _reach(system: StateSpace, steps: int) -> tuple[Tensor, Tensor]:
+    """What takes x_k to x_{k+p} = x_k power + (u_{k+1} .. u_{k+p}) reach, for rows x and u and p `steps`.
+
+    reach is (*h, p m, n), the rows of A^{p-1} B, .., A B, B; power is A^p, as (*h, 1, n) for diagonal systems.
+    """
+    a, columns = (system.a.unsqueeze(-1) if system.is_diagonal else system.a), [system.b]
+    for _ in range(steps - 1):
+        columns.append(a * columns[-1] if system.is_diagonal else a.to(columns[-1].dtype) @ columns[-1])
+    reach = torch.cat(columns[::-1], -1).mT
+    return reach, (system.a**steps).unsqueeze(-2) if system.is_diagonal else torch.linalg.matrix_power(a, steps).mT
 
 
 def _without_padding(values: Tensor, mask: Tensor | None) -> Tensor:
