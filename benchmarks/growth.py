@@ -10,13 +10,12 @@ with each other, then take turns. Against L the batch is 4, H 8 and N 64; agains
 
 The exponents are slopes of straight lines through the logarithms, over the upper half of the sizes. Where time falls
 with N no more, what remains does not depend on N: pointwise work, transforms and calls. "flat up to N" is the largest
-N whose step takes at most a quarter longer than that at the least N.
+N that takes at most a quarter longer than the median over the smaller ones.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,9 +85,9 @@ def exponent(sizes: Sequence[int], times: Sequence[float]) -> float:
 
 
 def flat_up_to(sizes: Sequence[int], times: Sequence[float]) -> int:
-    """The largest size before the first one that takes FLAT times as long as the least size."""
-    slower = [size for size, t in zip(sizes, times, strict=True) if t > FLAT * times[0]]
-    return max(size for size in sizes if size < min(slower, default=math.inf))
+    """The largest size that takes at most FLAT times as long as the median over the smaller ones; else the least."""
+    flat = [sizes[i] for i in range(1, len(sizes)) if times[i] <= FLAT * statistics.median(times[:i])]
+    return max(flat, default=sizes[0])
 
 
 def tables(
