@@ -14,8 +14,10 @@ from torch.optim import Optimizer
 
 from compressm.adapters.calibration import Calibration
 from compressm.adapters.holding import identity_of, reference_tensor
+from compressm.adapters.mirroring import mirrored_layer, mirrored_update
 from compressm.adapters.moments import output_change
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
+from compressm.adapters.uncompiled import uncompiled
 from compressm.adapters.update import LayerUpdate
 from compressm.analysis import Decision, LayerAnalysis, read_system, significant_tail
 from compressm.errors import SurgeryError, TiedParametersError, UnstableSystemError
@@ -89,6 +91,7 @@ def analyze(
     UnstableSystemError for an unstable layer, naming the layer.
     """
     settings = settings or CompressionSettings()
+    model = uncompiled(model)
     layers = _layers(model, adapters)
     plans = []
     for layer in layers:
@@ -106,21 +109,24 @@ def compress_(
     calibration: Calibration | None = None,
     adapters: Adapters | None = None,
     budgets: Mapping[str, Budget] | None = None,
+    mirrors: Sequence[nn.Module] = (),
 ) -> CompressionReport:
     """Cut every state space layer of a model in place to the order the settings' criterion wants.
 
     Each layer is balanced under its Gramians, truncated, brought into the layer's own form and written into the same
     parameters (Chahine et al. 2026, section 3); the state of the optimizers that hold them is carried over. All
     layers' updates are computed before the first is applied, and the stored layers are checked: a cut happens whole
-    or not at all. Call it after `optimizer.step()` and before the next forward pass.
+    or not at all. Call it after `optimizer.step()` and before the next forward pass. `mirrors` are copies of the model,
+    such as its `torch.optim.swa_utils.AveragedModel`, that go through the very same cut (see `adapters.mirroring`).
 
-    Raises what `analyze` raises; SurgeryError where the model is wrapped (DDP, FSDP, torch.compile) or a tensor cannot
-    be replaced, TiedParametersError where a parameter that changes is shared with another module (layers that share
+    Raises what `analyze` raises; SurgeryError where the model is wrapped (DDP, FSDP) or a tensor cannot be replaced,
+    TiedParametersError where a parameter that changes is shared with another module (layers that share
     all their parameters are cut as one), UnstableSystemError where rounding to the layer's dtype makes it unstable.
     Model and optimizers are as before then.
     """
     started = time.perf_counter()
     settings = settings or CompressionSettings()
+    model = uncompiled(model)
     require_plain(model)
     layers = _layers(model, adapters)
     cuts = []
@@ -133,7 +139,15 @@ def compress_(
         cuts.append(_Cut(layer, analysis, decision, update, time.perf_counter() - begun))
     _refuse_other_owners(model, cuts)
     items = [(r.label, r.module, c.update) for c in cuts if c.update is not None for r in c.layer.members()]
-    operation = operate(items, optimizer, settings.optimizer_policy)
+    followers = [
+        (f"{ref.label} of {type(mirror).__name__}", copy.module, mirrored_update(copy, c.analysis.system, reduction))
+        for c in cuts
+        if (reduction := c.decision.reduction) is not None
+        for ref in c.layer.members()
+        for mirror in mirrors
+        if (copy := mirrored_layer(mirror, ref))
+    ]
+    operation = operate(items, optimizer, settings.optimizer_policy, followers)
     try:
         reports = tuple(_report_of(c, settings) for c in cuts)
     except BaseException:

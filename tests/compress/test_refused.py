@@ -234,17 +234,6 @@ def test_distributed_data_parallel(make: Any, state_of: Any, unchanged: Any) -> 
     assert unchanged(before, state_of(model))
 
 
-def test_a_compiled_model(make: Any, state_of: Any, unchanged: Any) -> None:
-    plain = nn.Sequential(make())
-    compiled, inside = torch.compile(plain, backend="eager"), nn.Sequential(torch.compile(plain[0], backend="eager"))
-    before = state_of(plain)
-    for model in (compiled, inside):
-        with pytest.raises(SurgeryError, match=r"OptimizedModule\. Remedy: pass the module that was given to torch\.c"):
-            compress_(model, CompressionSettings(FixedOrder(4)))
-    assert unchanged(before, state_of(plain))
-    assert compress_(plain, CompressionSettings(FixedOrder(4))).changed
-
-
 def test_an_old_graph_cannot_be_run_backward(make: Any) -> None:
     model = nn.Sequential(make())
     loss = model(torch.randn(2, 9, 3, dtype=torch.float64)).square().sum()

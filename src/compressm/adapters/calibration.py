@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -14,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from compressm.adapters.holding import identity_of, reference_tensor
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
+from compressm.adapters.uncompiled import UNCOMPILED
 from compressm.checks import brief, require_integer, require_kind
 from compressm.errors import ConfigError
 
@@ -65,7 +67,8 @@ class Calibration:
     several times in a pass is one system: its captures are pooled. At most `max_tokens` positions of a layer are kept,
     whole sequences, the first ones captured. `grad_scale` gives the factor the loss was multiplied by (a GradScaler's
     `get_scale`), which is divided out; inputs and gradients that are not finite are dropped. `training_only` leaves
-    out passes of modules in evaluation mode.
+    out passes of modules in evaluation mode. While it is started, what `torch.compile` compiled runs uncompiled: hooks
+    put in place later are no part of its graphs. One that nothing refers to any more is stopped.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Calibration:
         self._capture_gradients, self._max_tokens, self._grad_scale = capture_gradients, max_tokens, grad_scale
         self._captures: dict[str, Capture] = {}
         self._handles: list[RemovableHandle] = []
+        weakref.finalize(self, _release, self._handles, id(self)).atexit = False
 
     @property
     def started(self) -> bool:
@@ -97,16 +101,19 @@ class Calibration:
 
     def start(self) -> None:
         """Put the hooks in place; nothing happens if they are."""
-        if not self.started:
-            self._handles = [
-                ref.module.register_forward_hook(self._hook(ref), with_kwargs=True) for ref in self._layers
-            ]
+        UNCOMPILED.hold(id(self))
+        if self.started:
+            return
+        try:
+            for ref in self._layers:
+                self._handles.append(ref.module.register_forward_hook(self._hook(ref), with_kwargs=True))
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """Remove the hooks and keep the captures."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        _release(self._handles, id(self))
 
     def clear(self) -> None:
         """Drop the captures."""
@@ -153,9 +160,12 @@ class Calibration:
         self.stop()
 
     def _hook(self, ref: LayerRef) -> Callable[..., None]:
-        name = self._names[ref.name]
+        name, weak = self._names[ref.name], weakref.ref(self)
 
         def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], result: object) -> None:
+            self = weak()
+            if self is None or module is not ref.module or torch.compiler.is_compiling():
+                return  # nothing wants it; a deep copy of the model, which took the hook along; a graph is being made
             if self._training_only and not module.training:
                 return
             u, mask = ref.adapter.inputs(module, args, kwargs)
@@ -176,10 +186,11 @@ class Calibration:
         room = self._room(self._captures.get(name, Capture()).inputs, u)
         if room > 0:
             waiting.append((_copy(u[:room]), mask))
-        scale = self._grad_scale
+        scale, weak = self._grad_scale, weakref.ref(self)
 
         def hook(gradient: Tensor) -> None:
-            if not self.started:
+            self = weak()
+            if self is None or not self.started:
                 return
             gradient = ref.adapter.arranged(ref.module, gradient.detach())
             captured = self._of(name)
@@ -202,6 +213,13 @@ class Calibration:
         room = self._room(kept, values)
         if room > 0 and bool(torch.isfinite(values[:room]).all()):
             kept.append((_copy(values[:room]), None if mask is None else mask[:room].detach().clone()))
+
+
+def _release(handles: list[RemovableHandle], holder: int) -> None:
+    """Take the hooks away, and let compiled code run again."""
+    UNCOMPILED.let_go(holder)
+    while handles:
+        handles.pop().remove()
 
 
 def _copy(x: Tensor) -> Tensor:

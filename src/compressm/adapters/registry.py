@@ -12,6 +12,7 @@ from torch import nn
 
 from compressm.adapters.base import StateSpaceAdapter
 from compressm.adapters.signature import Signature
+from compressm.adapters.uncompiled import uncompiled
 from compressm.checks import require_kind
 from compressm.errors import AdapterError
 
@@ -123,7 +124,7 @@ def find_layers(model: nn.Module, adapters: Adapters | None = None) -> list[Laye
     """
     check_adapters(adapters)
     require_kind("model", model, nn.Module, error=AdapterError)
-    return list(_walk(model, "", adapters, set()))
+    return list(_walk(uncompiled(model), "", adapters, set()))
 
 
 def check_adapters(adapters: Adapters | None) -> None:

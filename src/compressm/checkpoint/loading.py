@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
+from compressm.adapters.uncompiled import uncompiled
 from compressm.checkpoint.contents import kind_name, modules_with_state
 from compressm.checkpoint.document import MODEL, TRAINING, CheckpointStructure, from_json
 from compressm.checkpoint.fitting import Weights, fit_optimizer, fit_weights
@@ -62,6 +63,7 @@ def load_checkpoint(
     require_kind("compressor", compressor, Stateful, type(None), error=CheckpointError)
     require_kind("rng", rng, bool, type(None), error=CheckpointError)
     structure = _structure(folder)
+    model = uncompiled(model)
     layers = find_layers(model, adapters)
     stored = _tensors(folder, MODEL, structure)
     training = _tensors(folder, TRAINING, structure)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
+from compressm.adapters.uncompiled import uncompiled
 from compressm.checkpoint.contents import kind_name, model_tensors, modules_with_state, parameter_names
 from compressm.checkpoint.document import MODEL, STRUCTURE, TRAINING, CheckpointStructure, FileInfo, TensorInfo, to_json
 from compressm.checkpoint.folder import as_path, write_folder
@@ -47,6 +48,7 @@ def save_checkpoint(
     """
     place = as_path(path)
     _require_kinds(optimizer, scheduler, compressor, extra, rng)
+    model = uncompiled(model)
     layers = find_layers(model, adapters)
     weights, aliases, derived = _weights(model, layers)
     training: dict[str, Tensor] = {}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from compressm.adapters.registry import Adapters, LayerRef, check_adapters, find_layers
+from compressm.adapters.uncompiled import uncompiled
 from compressm.errors import CheckpointError, CompressmError
 from compressm.surgery.parameters import swap
 from compressm.surgery.slots import find_attribute, require_swappable
@@ -30,7 +31,7 @@ def accept_cut_weights(model: nn.Module, adapters: Adapters | None = None) -> Re
     CheckpointError where the stored tensors do not make up a layer; all shapes are as before then.
     """
     check_adapters(adapters)
-    handle: RemovableHandle = model.register_load_state_dict_pre_hook(_Resize(adapters))
+    handle: RemovableHandle = uncompiled(model).register_load_state_dict_pre_hook(_Resize(adapters))
     return handle
 
 

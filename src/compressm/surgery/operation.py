@@ -19,14 +19,21 @@ class Operation:
     warnings: tuple[str, ...]
 
 
-def operate(items: Sequence[LayerItem], optimizer: Optimizers | None, policy: StatePolicy) -> Operation:
+def operate(
+    items: Sequence[LayerItem],
+    optimizer: Optimizers | None,
+    policy: StatePolicy,
+    followers: Sequence[LayerItem] = (),
+) -> Operation:
     """Apply the updates `(name, layer, update)` and carry the optimizers' state over, all or nothing.
+
+    `followers` are updates of layers that no optimizer trains, such as averages of the others.
 
     Raises SurgeryError (see `apply_updates` and `carry_state`) with everything as it was.
     """
     prepared = prepare_state(() if optimizer is None else optimizer, items, policy)
     with ExitStack() as steps:
-        steps.callback(apply_updates(items).undo)
+        steps.callback(apply_updates([*items, *followers]).undo)
         steps.callback(prepared.commit().undo)
         warnings = () if optimizer is None else tuple(prepared.warnings)
         return Operation(Undo(steps.pop_all()), warnings)

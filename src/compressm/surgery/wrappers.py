@@ -13,14 +13,16 @@ _REMEDIES = {
     "FullyShardedDataParallel": "cut the plain model first, then shard it",
     "FSDPModule": "cut the plain model first, then call fully_shard",
     "DeepSpeedEngine": "cut the plain model first, then call deepspeed.initialize",
-    "OptimizedModule": "pass the module that was given to torch.compile; it shares the parameters and recompiles",
     "ScriptModule": "cut the Python module first, then script or trace it",
     "GraphModule": "cut the original module first, then trace it",
 }
 
 
 def require_plain(model: nn.Module) -> None:
-    """Raise SurgeryError with the remedy where `model`, or a module inside, is wrapped, sharded or compiled."""
+    """Raise SurgeryError with the remedy where `model`, or a module inside, is wrapped, sharded or scripted.
+
+    Modules that `torch.compile` returned are views of plain ones, whose parameters they look up in every pass.
+    """
     require_kind("model", model, nn.Module, error=AdapterError)
     for name, module in model.named_modules():
         for cls in type(module).__mro__:

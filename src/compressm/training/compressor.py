@@ -26,6 +26,7 @@ from compressm.reduction.result import GramianSource
 from compressm.settings import CompressionSettings
 from compressm.surgery.snapshot import Snapshot, Stateful
 from compressm.training.clock import StepClock, Work
+from compressm.training.compiled import drop_graphs
 from compressm.training.guard import Guard
 from compressm.training.history import Cut, Event, History, RolledBack, Skipped
 from compressm.training.interrupts import held_interrupts
@@ -43,7 +44,7 @@ from compressm.training.state import (
     times_to_state,
 )
 from compressm.training.summary import PeakMemory, TrainingSummary, summarise
-from compressm.training.targets import require_layers, require_their_optimizer
+from compressm.training.targets import require_layers, require_mirrors, require_their_optimizer
 from compressm.training.watch import StepWatch
 
 _log = logging.getLogger(__name__)
@@ -79,14 +80,16 @@ class InTrainingCompressor:
     * `criteria`: the k-th cut uses the k-th of them, later cuts the last one; otherwise the settings' criterion.
     * `guard`: takes a cut back that made a metric worse; `scheduler` (one or several) and `grad_scaler` are then
       rolled back too. Data are not rewound.
+    * `mirrors`: copies of the model that go through the same cuts and roll-backs, such as a
+      `torch.optim.swa_utils.AveragedModel` (see `compressm.adapters.mirroring`).
     * `on_cut` is called with the `Cut` event after each cut, `on_error` says what happens where one cannot be made.
 
     On many processes give the DistributedDataParallel object as `model`, and make, step and load the compressor on all
     of them: rank 0 decides on what all have captured, the others receive its cut (see `training.distributed`).
 
     Raises ConfigError for settings that contradict each other, AdapterError where the model has no layer to cut,
-    SurgeryError where it is wrapped in anything else (FSDP, torch.compile), and DistributedError where the processes'
-    models or settings differ.
+    SurgeryError where it is wrapped in anything else (FSDP) or a mirror is no copy of it, and DistributedError where
+    the processes' models or settings differ.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class InTrainingCompressor:
         adapters: Adapters | None = None,
         on_cut: Callable[[Cut], None] | None = None,
         on_error: OnError = OnError.SKIP,
+        mirrors: Sequence[nn.Module] = (),
     ) -> None:
         self.plan = make_plan(schedule, total_steps, settings, criteria, calibration_steps, guard)
         require_kind("on_error", on_error, OnError)
@@ -120,6 +124,9 @@ class InTrainingCompressor:
         self._restorable = schedulers if grad_scaler is None else (*schedulers, grad_scaler)
         self._adapters, self._on_cut, self._on_error = adapters, on_cut, on_error
         layers = require_layers(model, adapters)
+        self._mirrors = tuple(mirrors)
+        require_mirrors(layers, self._mirrors, self.processes.size)
+        self._whole = nn.ModuleList([model, *self._mirrors]) if mirrors else model
         self.history = History({x.name: read_system(x).order for x in layers})
         self._clock, self._peak = StepClock(self.history.initial), PeakMemory()
         self._steps, self._stopped, self._closed = 0, False, False
@@ -234,7 +241,7 @@ class InTrainingCompressor:
         check_state(state, self.plan, list(self.history.initial))
         with damage_told():
             history = History.from_dict(state["history"])
-            probe = probe_from_state(state["probe"], self.model, self._optimizers, self._restorable)
+            probe = probe_from_state(state["probe"], self._whole, self._optimizers, self._restorable)
             clock, peak = times_from_state(state.get("seconds"), history)
             self._calibration.load_state_dict(state["calibration"])  # the last thing that can fail
         self._calibration.stop()
@@ -242,6 +249,7 @@ class InTrainingCompressor:
         self._steps, self._stopped = state["steps"], state["stopped"]
         self._check_processes()
         self.processes.resized()
+        drop_graphs()
         self._arrange_capture()
 
     def __enter__(self) -> InTrainingCompressor:
@@ -286,6 +294,8 @@ class InTrainingCompressor:
         if snapshot is not None and cut.changed:
             self._probe = Probe(cut, before, snapshot, self.history.events)
         self.history.add(cut)
+        if cut.changed:
+            drop_graphs()
         self._clock.resize(self.orders())
         self._tell(logging.INFO, "%s (%.2f s)", cut, report.seconds)
         if self._on_cut is not None:
@@ -300,6 +310,7 @@ class InTrainingCompressor:
             calibration=self._calibration,
             adapters=self._adapters,
             budgets=self.history.budgets(),
+            mirrors=self._mirrors,
         )
 
     def _before_cut(self) -> tuple[float, Snapshot | None]:
@@ -308,7 +319,7 @@ class InTrainingCompressor:
             return 0.0, None
         with self._clock.timing(Work.GUARD):
             before = self.processes.agreed(guard.measure(self.model))
-            return before, Snapshot.take(self.model, self._optimizers, self._restorable)
+            return before, Snapshot.take(self._whole, self._optimizers, self._restorable)
 
     def _judge(self, probe: Probe) -> tuple[Event, ...]:
         guard = self.plan.guard
@@ -322,6 +333,7 @@ class InTrainingCompressor:
         with self._clock.timing(Work.GUARD):
             probe.snapshot.restore()
             self.processes.resized()
+        drop_graphs()
         event = RolledBack(self._steps, probe.cut.step, probe.before, after, guard.allowed, probe.cut.report)
         self._steps = probe.cut.step
         self.history = History(self.history.initial, (*probe.events, event))

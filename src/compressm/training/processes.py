@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from compressm.adapters.uncompiled import uncompiled
 from compressm.errors import ConfigError
 from compressm.surgery.wrappers import require_plain
 
@@ -116,11 +117,12 @@ class Alone(Processes):
 
 
 def processes_of(model: nn.Module) -> Processes:
-    """The processes that train `model`: those of a DistributedDataParallel, else this one alone.
+    """The processes that train `model`, compiled or not: those of a DistributedDataParallel, else this one alone.
 
     Raises SurgeryError, with the remedy, where the model is wrapped in anything else, and ConfigError where a plain
     model is given although torch.distributed runs several processes: each would cut it in another way.
     """
+    model = uncompiled(model)
     if isinstance(model, DistributedDataParallel):
         from compressm.training.distributed.replicas import Replicas
 

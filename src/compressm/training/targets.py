@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from compressm.adapters.holding import identity_of
+from compressm.adapters.mirroring import mirrored_layer
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
 from compressm.errors import AdapterError, ConfigError
 
@@ -37,6 +38,20 @@ def require_their_optimizer(layers: Sequence[LayerRef], optimizers: Sequence[Opt
             f"No optimizer given holds a parameter of the state space layers ({', '.join(x.name for x in layers)}). "
             f"Give the one that trains this model, made after the model was moved to its device."
         )
+
+
+def require_mirrors(layers: Sequence[LayerRef], mirrors: Sequence[nn.Module], processes: int) -> None:
+    """Raise SurgeryError unless each of `mirrors` is a copy of the model that has `layers`.
+
+    Raises ConfigError where several processes train: the others receive the cut of the model alone.
+    """
+    if mirrors and processes > 1:
+        raise ConfigError(
+            f"mirrors are cut in one process only, and {processes} train this model. Make averages after the last cut."
+        )
+    for mirror in mirrors:
+        for layer in layers:
+            mirrored_layer(mirror, layer)
 
 
 def _distinct(layers: list[LayerRef]) -> list[LayerRef]:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from compressm.adapters.calibration import Calibration
 from compressm.adapters.registry import Adapters
+from compressm.adapters.uncompiled import uncompiled
 from compressm.reduction.report import CompressionReport
 from compressm.settings import CompressionSettings
 from compressm.surgery.wrappers import require_plain
@@ -42,7 +43,7 @@ class Replicas(Processes):
 
     @property
     def model(self) -> nn.Module:
-        return self._ddp.module
+        return uncompiled(self._ddp.module)
 
     def gather(self, value: Any) -> list[Any]:
         return self._channel.gather(value)

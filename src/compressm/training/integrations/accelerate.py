@@ -23,7 +23,6 @@ from compressm.training.integrations.reporting import (
     order_metrics,
     summary_metrics,
 )
-from compressm.training.integrations.wrapped import trained
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,7 +71,7 @@ class AcceleratedCompressor:
     ) -> None:
         optimizers = optimizer if isinstance(optimizer, Sequence) else [optimizer]
         self.compressor = InTrainingCompressor(
-            trained(model),
+            model,
             [plain_optimizer(item) for item in optimizers],
             scheduler=scheduler,
             grad_scaler=accelerator.scaler,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypedDict
 
+from torch import nn
+
 from compressm.adapters.registry import Adapters
 from compressm.reduction.criteria import Criterion
 from compressm.settings import CompressionSettings
@@ -29,6 +31,7 @@ class CompressorOptions(TypedDict, total=False):
     adapters: Adapters | None
     on_cut: Callable[[Cut], None] | None
     on_error: OnError
+    mirrors: Sequence[nn.Module]
 
 
 def with_length(options: CompressorOptions, total_steps: int | None) -> CompressorOptions:
