@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 
-from compressm.ops import CostTable, Form, choose_form, cost_table, kernels_run, use_cost_table, use_kernels
+from compressm.cli.report.bench import TYPICAL
+from compressm.ops import (
+    CostTable,
+    Form,
+    Machine,
+    Shape,
+    choose_form,
+    cost_table,
+    kernels_run,
+    use_cost_table,
+    use_kernels,
+)
+from compressm.ops.measure import FormTime
 
 Command = Callable[..., Any]
 SIZES = ("--batch", 3, "--length", 20, "--width", 2, "--order", 3, "--seconds", 0)
@@ -64,6 +76,42 @@ def test_a_table_that_is_none(command: Command, tmp_path: Path, text: str, messa
     assert command("bench", *SIZES, "--cost-table", tmp_path / "absent.json").code == 2
 
 
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Shape]:
+    """The shapes that were measured; each form is said to take three times what the shipped table estimates."""
+    shapes: list[Shape] = []
+
+    def measure(shape: Shape, *, seconds: float) -> list[FormTime]:
+        shapes.append(shape)
+        shipped = CostTable().seconds(Form.CHUNKED, shape, Machine.here())
+        return [FormTime(Form.CHUNKED, shipped, 3 * shipped)]
+
+    monkeypatch.setattr("compressm.ops.measure.measure_forms", measure)
+    return shapes
+
+
+def test_a_table_is_fitted_to_the_times_that_were_shown(command: Command, tmp_path: Path, measured: list) -> None:
+    assert command("bench", "--write", tmp_path / "costs.json").code == 0
+    assert len(measured) == len(TYPICAL)
+    assert json.loads((tmp_path / "costs.json").read_text()) == {"scale": {"chunked": pytest.approx(3)}}
+
+
+def test_a_table_is_fitted_to_all_sizes_where_one_was_shown(command: Command, tmp_path: Path, measured: list) -> None:
+    assert command("bench", *SIZES, "--write", tmp_path / "costs.json").code == 0
+    assert len(measured) == len(TYPICAL) + 1
+
+
+@pytest.mark.parametrize("place", ["absent/costs.json", "", "file/costs.json"])
+def test_a_place_that_cannot_be_written_shows_before_anything_is_measured(
+    command: Command, tmp_path: Path, measured: list, place: str
+) -> None:
+    (tmp_path / "file").write_text("text")
+    result = command("bench", "--write", tmp_path / place)
+    assert result.code == 2
+    assert "give a file in a folder that exists" in " ".join(result.err.split())
+    assert not measured
+
+
 def test_a_run_stores_its_table_and_resumes_by_it(command: Command, tiny: list[str], tmp_path: Path) -> None:
     path, folder = tmp_path / "costs.json", tmp_path / "run"
     path.write_text(json.dumps({"scale": {"convolution": 7.0}}), encoding="utf-8")
@@ -76,3 +124,42 @@ def test_a_run_stores_its_table_and_resumes_by_it(command: Command, tiny: list[s
     assert command("train", "--resume", folder, "--quiet").code == 0
     assert dict(cost_table().scale) == {"convolution": 7.0}
     assert not kernels_run()
+
+
+def test_a_table_is_found_again_from_another_folder(
+    command: Command, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    (here / "costs.json").write_text('{"scale": {"chunked": 2.0}}')
+    monkeypatch.chdir(here)
+    assert command("train", "-q", *tiny, "--set", "training.cost_table=costs.json", "--run", "run").code == 0
+    monkeypatch.chdir(there)
+    settings = here / "run" / "config.yaml"
+    assert command("train", "-q", "--config", settings, "--run", "again").code == 0
+    (here / "costs.json").unlink()
+    result = command("train", "-q", "--config", settings, "--run", "third")
+    assert result.code == 2
+    assert "costs.json cannot be read" in result.err and "--set training.cost_table=null" in result.err
+    assert command("train", "-q", "--config", settings, "--run", "third", "--set", "training.cost_table=null").code == 0
+    assert dict(cost_table().scale) == {}
+
+
+def test_kernels_that_are_forbidden_stay_so_when_a_run_goes_on(
+    command: Command, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernels_run():
+        pytest.skip("numba is not installed")
+    folder = tmp_path / "run"
+    assert command("train", "-q", *tiny, "--run", folder).code == 0
+    monkeypatch.setattr("compressm.ops.kernels._forbidden", True)  # as COMPRESSM_KERNELS=0 does
+    result = command("train", "-q", "--resume", folder)
+    assert result.code == 0
+    assert "compiled kernels, which cannot run here: the environment variable COMPRESSM_KERNELS" in result.err
+    assert not kernels_run()
+    settings = ("train", "-q", "--config", folder / "config.yaml", "--run", tmp_path / "other")
+    result = command(*settings)
+    assert result.code == 2
+    assert "COMPRESSM_KERNELS is 0 (unset it)" in result.err and "--set training.kernels=null" in result.err
+    assert command(*settings, "--set", "training.kernels=null").code == 0

@@ -9,7 +9,7 @@ from compressm.ops import CostTable, Form, Machine, Shape, choose_form, explain_
 from compressm.ops.chunked import block_length
 from compressm.ops.convolution import good_size
 from compressm.ops.dense import dense_block_length
-from compressm.ops.measure import fit_scales, measure_forms
+from compressm.ops.measure import FormTime, fit_scales, measure_forms
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -80,4 +80,19 @@ def test_measured_forms_are_those_that_run_here(training) -> None:
     wanted = {Form.CONVOLUTION, Form.CHUNKED} | ({Form.LANES} if kernels_run() else set())
     assert {one.form for one in found} == wanted
     assert [one.measured for one in found] == sorted(one.measured for one in found)
-    assert set(fit_scales([Shape(2, 10, 1, 1, 2, training)], seconds=0.0).scale) == {form.value for form in wanted}
+
+
+def test_a_fitted_table_scales_each_form_by_the_median_of_measured_to_estimated_time() -> None:
+    machine, forms = Machine(2, False), (Form.CONVOLUTION, Form.CHUNKED)
+    shapes = [Shape(batch, 100, 4, 4, 8, True) for batch in (1, 10, 100)]
+
+    def timed(shape: Shape, form: Form, factor: float) -> FormTime:
+        return FormTime(form, 1.0, factor * CostTable().seconds(form, shape, machine))
+
+    found = {
+        shape: [timed(shape, Form.CONVOLUTION, factor), timed(shape, Form.CHUNKED, 2.0)]
+        for shape, factor in zip(shapes, (3.0, 100.0, 5.0), strict=True)
+    }
+    scale = fit_scales(found, machine).scale
+    assert set(scale) == {form.value for form in forms}
+    assert scale["convolution"] == pytest.approx(5.0) and scale["chunked"] == pytest.approx(2.0)

@@ -192,6 +192,17 @@ assert not kernels_run()
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_the_environment_forbids_what_a_program_wants() -> None:
+    code = """
+from compressm.ops import kernels_missing, kernels_run, use_kernels
+use_kernels(True)  # as a resumed run does
+assert not kernels_run()
+assert "COMPRESSM_KERNELS" in kernels_missing()
+"""
+    environment = {**os.environ, "COMPRESSM_KERNELS": "0"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)
+
+
 @needs_kernels
 @pytest.mark.parametrize("name", ["haswell", "generic"])
 def test_kernels_on_lesser_processors(name) -> None:

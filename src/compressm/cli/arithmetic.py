@@ -3,52 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from compressm.cli.config import RunConfig
 from compressm.cli.console import Terminal
+from compressm.cli.note import cost_table_of
 from compressm.errors import ConfigError
-from compressm.ops import CostTable, keep_freed_memory, kernels_run, use_cost_table, use_kernels
+from compressm.ops import CostTable, keep_freed_memory, kernels_missing, kernels_run, use_cost_table, use_kernels
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """The configuration with the number of threads and the use of kernels that this machine gives it."""
+    """The configuration with the number of threads and the use of kernels that this machine gives it, and the absolute
+    path of its table of costs.
+
+    Raises ConfigError where it asks for kernels that cannot run here.
+    """
     training = config.training
     threads = training.threads or torch.get_num_threads()
     kernels = kernels_run() if training.kernels is None else training.kernels
-    if kernels and not kernels_run():
+    missing = kernels_missing()
+    if kernels and missing is not None:
         raise ConfigError(
-            "training.kernels is true, but compiled kernels cannot run here: pip install 'compressm[fast]', "
-            "or leave training.kernels unset."
+            f"training.kernels is true, but compiled kernels cannot run here: {missing}. Give --set "
+            "training.kernels=null to use them only where they can run."
         )
-    return replace(config, training=replace(training, threads=threads, kernels=kernels))
+    table = None if training.cost_table is None else os.path.abspath(training.cost_table)
+    return replace(config, training=replace(training, threads=threads, kernels=kernels, cost_table=table))
 
 
-def read_cost_table(path: str | Path | None) -> CostTable:
+def read_cost_table(path: str | Path | None, remedy: str) -> CostTable:
     """The table in a file that `compressm bench --write` made; the shipped one for None.
 
-    Raises ConfigError for a file that cannot be read or holds anything else.
+    Raises ConfigError, with the remedy, for a file that cannot be read or holds anything else.
     """
     if path is None:
         return CostTable()
     try:
         return cost_table_of(json.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
-        raise ConfigError(f"training.cost_table: {path} cannot be read: {error.strerror}.") from error
+        raise ConfigError(f"The table of costs {path} cannot be read: {error.strerror or error}. {remedy}") from error
     except (ValueError, ConfigError) as error:
-        raise ConfigError(f"training.cost_table: {path} is no table of `compressm bench --write`: {error}") from error
-
-
-def cost_table_of(value: Any) -> CostTable:
-    """The table with these scales, as JSON gives them."""
-    if not isinstance(value, Mapping) or not isinstance(value.get("scale"), Mapping):
-        raise ConfigError('wanted {"scale": {form: number}}.')
-    return CostTable(dict(value["scale"]))
+        raise ConfigError(
+            f"The table of costs {path} is no table of `compressm bench --write`: {str(error).rstrip('.')}. {remedy}"
+        ) from error
 
 
 def arrange(config: RunConfig, table: CostTable, terminal: Terminal) -> None:
@@ -56,10 +57,10 @@ def arrange(config: RunConfig, table: CostTable, terminal: Terminal) -> None:
     torch.set_num_threads(config.training.threads or torch.get_num_threads())
     keep_freed_memory()
     use_cost_table(table)
-    wanted = config.training.kernels is not False
-    use_kernels(wanted)
-    if config.training.kernels and not kernels_run():
+    use_kernels(config.training.kernels is not False)
+    missing = kernels_missing()
+    if config.training.kernels and missing is not None:
         terminal.warn(
-            "the run was started with compiled kernels, which cannot run here (pip install 'compressm[fast]'): it "
-            "goes on in plain torch, equal to rounding only, and with other random choices of dropout."
+            f"the run was started with compiled kernels, which cannot run here: {missing}. It goes on in plain torch, "
+            "equal to rounding only, and with other random choices of dropout."
         )

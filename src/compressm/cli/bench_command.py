@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,8 @@ def bench(
 ) -> int:
     """Show in which form a recurrence of some size would run and why, and time all forms here.
 
-    A table that --write makes is used by `compressm train --set training.cost_table=FILE`, and stored with the run.
+    Without sizes a range of them is shown. A table that --write makes is fitted to that range; it is used by
+    `compressm train --set training.cost_table=FILE`, and stored with the run.
     """
     import json
 
@@ -35,27 +37,38 @@ def bench(
     from compressm.cli.report.bench import TYPICAL, bench_tables
     from compressm.cli.report.show import print_table
     from compressm.errors import ConfigError
-    from compressm.ops import Shape, keep_freed_memory, kernels_run, use_cost_table
+    from compressm.ops import Shape, keep_freed_memory, kernels_missing, use_cost_table
     from compressm.ops.measure import fit_scales, measure_forms
 
     terminal = Terminal(quiet)
     sizes = batch, length, width, order
     if any(sizes) and not all(sizes):
         raise ConfigError("Give all of --batch, --length, --width and --order, or none of them.")
+    if write is not None and not _writable(write):
+        raise ConfigError(f"--write {write} cannot be written; give a file in a folder that exists and may be written.")
     if threads is not None:
         torch.set_num_threads(threads)
     keep_freed_memory()
-    use_cost_table(read_cost_table(cost_table))
+    use_cost_table(read_cost_table(cost_table, "Give another --cost-table, or none for the table that is shipped."))
+    missing = kernels_missing()
     terminal.say(
         f"{torch.get_num_threads()} thread(s), "
-        + ("compiled kernels" if kernels_run() else "no compiled kernels (pip install 'compressm[fast]')")
+        + ("compiled kernels" if missing is None else f"no compiled kernels: {missing}")
     )
-    given = [(batch or 0, length or 0, width or 0, order or 0)] if all(sizes) else TYPICAL
-    shapes = [Shape(b, n, h, h, k, not inference) for b, n, h, k in given]
-    for table in bench_tables([(shape, measure_forms(shape, seconds=seconds)) for shape in shapes]):
+    typical = [Shape(b, n, h, h, k, not inference) for b, n, h, k in TYPICAL]
+    one = [Shape(batch, length, width, width, order, not inference)] if batch and length and width and order else []
+    measured = {shape: measure_forms(shape, seconds=seconds) for shape in one or typical}
+    for table in bench_tables(list(measured.items())):
         print_table(terminal.out, table)
     if write is not None:
-        table = fit_scales([Shape(b, n, h, h, k, not inference) for b, n, h, k in TYPICAL], seconds=seconds)
+        table = fit_scales({s: measured.get(s) or measure_forms(s, seconds=seconds) for s in typical})
         write.write_text(json.dumps({"scale": dict(table.scale)}, indent=2) + "\n", encoding="utf-8")
         terminal.say(f"Table of costs: {write}")
     return 0
+
+
+def _writable(path: Path) -> bool:
+    """Whether a file can be written at `path`."""
+    if path.is_dir():
+        return False
+    return os.access(path, os.W_OK) if path.is_file() else path.parent.is_dir() and os.access(path.parent, os.W_OK)

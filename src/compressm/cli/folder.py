@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -10,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from compressm.cli.config import RunConfig
+from compressm.cli.note import RunNote
 from compressm.cli.parsing import Tree, build, flatten
 from compressm.cli.recipes import read_yaml
 from compressm.errors import CheckpointError, ConfigError
@@ -29,7 +29,7 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path | None, config: RunConfig, note: Tree) -> RunFolder:
+    def create(cls, path: Path | None, config: RunConfig, note: RunNote) -> RunFolder:
         """A new folder with `config` in it, made whole or not at all; by default runs/DATASET-DATE-TIME.
 
         Raises:
@@ -46,7 +46,7 @@ class RunFolder:
             staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
             staging.chmod(0o755)
             write_yaml(staging / "config.yaml", flatten(config))
-            (staging / "run.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+            note.write(staging)
             os.replace(staging, path)
         except OSError as error:
             if staging is not None:
@@ -67,11 +67,19 @@ class RunFolder:
             ConfigError: there is no run in `path`.
         """
         folder = cls(path)
-        if not folder.config_file.is_file() or not (path / "run.json").is_file():
-            raise ConfigError(
-                f"{path} is not a run folder: it has no config.yaml and run.json. Start a run with --run {path}."
-            )
-        return folder
+        if folder.is_run:
+            return folder
+        free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+        what = "it has no config.yaml and run.json" if path.is_dir() else "it is a file"
+        raise ConfigError(
+            f"{path} is not a run folder: {what if path.exists() else 'there is no such folder'}. Give the folder that "
+            f"a run has made{f', or start a run there with --run {path}' if free else ''}."
+        )
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run was started here."""
+        return self.config_file.is_file() and (self.path / "run.json").is_file()
 
     @property
     def config_file(self) -> Path:
@@ -97,9 +105,9 @@ class RunFolder:
         """The configuration that the run was started with."""
         return build(RunConfig, read_yaml(self.config_file))
 
-    def note(self) -> dict[str, Any]:
+    def note(self) -> RunNote:
         """What was recorded at the start beside the configuration."""
-        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        return RunNote.read(self.path)
 
     def response_file(self, step: int) -> Path:
         """Where the impulse responses before and after the cut of a step are kept."""
@@ -167,8 +175,9 @@ def write_yaml(path: Path, tree: Tree) -> None:
 
 
 def _not_empty(path: Path) -> ConfigError:
-    remedy = f"continue it with --resume {path}, or choose another folder"
-    return ConfigError(f"The run folder {path} exists and is not empty; {remedy}.")
+    what = "exists and is not empty" if path.is_dir() else "is a file"
+    remedy = f"continue it with --resume {path}, or " if RunFolder(path).is_run else ""
+    return ConfigError(f"The run folder {path} {what}; {remedy}choose another one with --run.")
 
 
 def _free(path: Path) -> Path:

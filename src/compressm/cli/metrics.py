@@ -30,7 +30,7 @@ class MetricsFile:
         if found < length:
             raise CheckpointError(
                 f"{path} has {found} bytes, but the checkpoint was written when it had {length}: it was altered. "
-                "Start a new run, or delete the run folder's newer checkpoints."
+                f"Restore it, or start a new run with --config {path.with_name('config.yaml')}."
             )
         os.truncate(path, length)
         self._stream = path.open("a", encoding="utf-8")
@@ -51,11 +51,28 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """All whole records of a metrics file; a last line that was cut off is left out."""
+    """All whole records of a metrics file; a last line that was cut off is left out.
+
+    Raises:
+        CheckpointError: a line is no record.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is incomplete or empty
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is incomplete or empty
+    return [_record(line, number, path) for number, line in enumerate(lines, 1)]
+
+
+def _record(line: bytes, number: int, path: Path) -> Record:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not {"kind", "step"} <= record.keys():
+        raise CheckpointError(
+            f"{path}, line {number}, is no record of a run: the file was altered. Restore it; the model is in the "
+            f"checkpoints all the same (compressm eval {path.parent})."
+        )
+    return record
 
 
 def without_clock(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressm.checkpoint import load_checkpoint
-from compressm.cli.arithmetic import arrange, cost_table_of, read_cost_table, settled
+from compressm.cli.arithmetic import arrange, read_cost_table, settled
 from compressm.cli.build import (
     build_compressor,
     build_model,
@@ -30,6 +29,7 @@ from compressm.cli.folder import RunFolder, first_sound
 from compressm.cli.loading import load_data
 from compressm.cli.lock import FolderLock
 from compressm.cli.metrics import MetricsFile
+from compressm.cli.note import RunNote
 from compressm.cli.objective import Objective
 from compressm.cli.parsing import flatten
 from compressm.cli.recorder import Recorder
@@ -58,7 +58,10 @@ class Outcome:
 def start(config: RunConfig, path: Path | None, terminal: Terminal, team: Team) -> Outcome:
     """A new run in `path`."""
     require_reachable_cuts(config.compression, config.training.steps)
-    table = read_cost_table(config.training.cost_table)
+    table = read_cost_table(
+        config.training.cost_table,
+        "Give another file, or --set training.cost_table=null for the table that is shipped.",
+    )
     absolute = os.path.abspath(config.data.path) if config.data.path is not None else None
     config = replace(settled(config), data=replace(config.data, path=absolute))
     arrange(config, table, terminal)
@@ -69,12 +72,7 @@ def start(config: RunConfig, path: Path | None, terminal: Terminal, team: Team) 
             f"training.batch_size is {config.training.batch_size}: a batch has no case for each of the {team.size} "
             "processes. Raise it (--batch-size), or start fewer processes."
         )
-    note = {
-        "data": dataset.fingerprint(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cost_table": {"scale": dict(table.scale)},
-    }
+    note = RunNote(dataset.fingerprint(), table)
     parts = _Parts(config, dataset, team)  # contradictions show before a folder is made
     if parts.compressor is not None:
         parts.compressor.close()
@@ -86,10 +84,10 @@ def start(config: RunConfig, path: Path | None, terminal: Terminal, team: Team) 
 def resume(path: Path, terminal: Terminal, team: Team) -> Outcome:
     """Go on with the run in `path`, from its newest checkpoint."""
     folder = RunFolder.open(path)
-    config = folder.config()
-    arrange(config, cost_table_of(folder.note().get("cost_table", {"scale": {}})), terminal)
+    config, note = folder.config(), folder.note()
+    arrange(config, note.table, terminal)
     dataset = _data(config, terminal, team)
-    if dataset.fingerprint() != folder.note().get("data"):
+    if dataset.fingerprint() != note.data:
         raise DataError(f"The data are not those that {path} was started with; restore them, or start a new run.")
     return _locked(folder, config, dataset, terminal, team)
 

@@ -15,6 +15,7 @@ from compressm.ops.dense import dense_lti as dense_lti
 from compressm.ops.dense_bank import dense_bank_response as dense_bank_response
 from compressm.ops.diagonal import diagonal_lti as diagonal_lti
 from compressm.ops.diagonal import diagonal_step as diagonal_step
+from compressm.ops.kernels import kernels_missing as kernels_missing
 from compressm.ops.kernels import kernels_run as kernels_run
 from compressm.ops.kernels import use_kernels as use_kernels
 from compressm.ops.memory import keep_freed_memory as keep_freed_memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,11 +44,13 @@ def measure_forms(shape: Shape, *, seconds: float = 1.0, machine: Machine | None
     return sorted(found, key=lambda one: one.measured)
 
 
-def fit_scales(shapes: list[Shape], *, seconds: float = 1.0) -> CostTable:
-    """A table for this machine: each form's costs of the shipped table, times the median ratio found on `shapes`."""
-    machine, ratios = Machine.here(), {}
-    for shape in shapes:
-        for one in measure_forms(shape, seconds=seconds, machine=machine):
+def fit_scales(measured: Mapping[Shape, Sequence[FormTime]], machine: Machine | None = None) -> CostTable:
+    """A table for `machine` (`Machine.here()` unless given): each form's costs of the shipped table, times the median
+    over the shapes of measured to estimated time. `measured` is what `measure_forms` found for each shape.
+    """
+    machine, ratios = machine or Machine.here(), {}
+    for shape, times in measured.items():
+        for one in times:
             shipped = CostTable().seconds(one.form, shape, machine)
             ratios.setdefault(one.form.value, []).append(one.measured / shipped)
     return CostTable({form: statistics.median(values) for form, values in ratios.items()})

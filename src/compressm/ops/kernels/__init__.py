@@ -15,14 +15,15 @@ import torch
 
 _log = logging.getLogger(__name__)
 _VARIABLE = "COMPRESSM_KERNELS"
-_wanted = os.environ.get(_VARIABLE, "1") != "0"
+_forbidden = os.environ.get(_VARIABLE) == "0"
+_wanted = True
 
 
 def use_kernels(wanted: bool) -> bool:
-    """Allow or forbid compiled kernels in this process; returns whether they were allowed before.
+    """Want compiled kernels in this process or not; returns whether they were wanted before, as they are at the start.
 
-    They are allowed from the start unless the environment variable COMPRESSM_KERNELS is 0. Results with and without
-    them agree to rounding, except for the random choices of dropout.
+    The environment variable COMPRESSM_KERNELS=0 forbids them whatever is wanted. Results with and without them agree to
+    rounding, except for the random choices of dropout.
     """
     global _wanted
     before, _wanted = _wanted, wanted
@@ -30,8 +31,15 @@ def use_kernels(wanted: bool) -> bool:
 
 
 def kernels_run() -> bool:
-    """Whether float32 tensors on the CPU are computed by compiled kernels: allowed, and numba is installed."""
-    return _wanted and _available()
+    """Whether float32 tensors on the CPU are computed by compiled kernels: wanted, not forbidden, numba installed."""
+    return _wanted and kernels_missing() is None
+
+
+def kernels_missing() -> str | None:
+    """Why compiled kernels cannot run in this process, with the remedy; None where they can."""
+    if _forbidden:
+        return f"the environment variable {_VARIABLE} is 0 (unset it)"
+    return None if _available() else "numba cannot be imported (pip install 'compressm[fast]')"
 
 
 def usable(device: torch.device, dtype: torch.dtype) -> bool:
