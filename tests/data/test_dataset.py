@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compressm.data import DATASETS, Normalisation, Scaling, Sequences, Split, load_dataset, load_digits
+from compressm.data import DATASETS, Dataset, Normalisation, Scaling, Sequences, Split, Task, load_dataset, load_digits
 from compressm.data.splits import holdout
 from compressm.errors import DataError
 
@@ -94,3 +94,57 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(DataError, match="Did you mean 'digits'"):
         load_dataset("digit")
     assert DATASETS[:3] == ("digits", "smnist", "fsdd")
+
+
+def _dataset(task: Task, *parts: tuple[np.ndarray, np.ndarray], washout: int = 0) -> Dataset:
+    """Three splits of inputs and targets."""
+    splits = [Split(Sequences(x), y) for x, y in parts]
+    targets = None if task is Task.CLASSIFY else Normalisation.fit(parts[0][1], Scaling.STANDARD)
+    names = ("a", "b", "c") if task is Task.CLASSIFY else ()
+    unit = Normalisation.fit(parts[0][0], Scaling.NONE)
+    return Dataset("mine", task, *splits, unit, names, targets, washout)
+
+
+X = np.random.default_rng(0).normal(size=(6, 5, 2)).astype(np.float32)
+CLASSES, VALUES = np.arange(6) % 3, X[:, 0, :1]
+
+
+@pytest.mark.parametrize(
+    ("task", "good", "bad", "message"),
+    [
+        (Task.CLASSIFY, CLASSES, (X[..., :1], CLASSES), "1 channels; wanted 2"),
+        (Task.CLASSIFY, CLASSES, (X, CLASSES + 1), "class 3; wanted 0 to 2"),
+        (Task.CLASSIFY, CLASSES, (X, CLASSES - 1), "class -1; wanted 0 to 2"),
+        (Task.CLASSIFY, CLASSES, (X, CLASSES.astype(np.int32)), "targets are int32 .*wanted classes"),
+        (Task.CLASSIFY, CLASSES, (X, VALUES), "wanted classes"),
+        (Task.REGRESS, VALUES, (X, CLASSES), "wanted values"),
+        (Task.REGRESS, VALUES, (X, X[:, 0]), "2 outputs; wanted 1"),
+        (Task.REGRESS, VALUES, (X, VALUES[:, 0]), "wanted values"),
+        (Task.REGRESS, VALUES, (X, np.full((6, 1), np.inf)), "6 targets are NaN or infinite"),
+        (Task.SEQUENCE, X, (X, VALUES), r"wanted values \(cases, L, outputs\)"),
+    ],
+)
+@pytest.mark.parametrize("number", [1, 2])
+def test_splits_fit_the_task_and_each_other(
+    task: Task, good: np.ndarray, bad: tuple[np.ndarray, np.ndarray], message: str, number: int
+) -> None:
+    parts = [(X, good)] * 3
+    _dataset(task, *parts)
+    parts[number] = bad
+    with pytest.raises(DataError, match=f"mine, {('training', 'validation', 'test')[number]} split: .*{message}"):
+        _dataset(task, *parts)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_an_output_that_is_constant_where_it_is_scored_is_refused_before_anything_is_trained(number: int) -> None:
+    flat = X.copy()
+    flat[:, 1:, 1] = 7  # the first step is not scored
+    parts = [(X, X)] * 3
+    parts[number] = (X, flat)
+    _dataset(Task.SEQUENCE, *parts)
+    with pytest.raises(DataError, match=rf"mine, {('training', 'validation', 'test')[number]} split: output 1 \("):
+        _dataset(Task.SEQUENCE, *parts, washout=1)
+
+
+def test_a_constant_value_of_a_sequence_is_no_obstacle() -> None:
+    _dataset(Task.REGRESS, *[(X, np.ones((6, 1), np.float32))] * 3)  # its error is measured in its own unit

@@ -66,6 +66,21 @@ def test_packed_is_the_same(clone: Path, clips: dict) -> None:
     assert load_dataset("fsdd").fingerprint() == plain
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": np.array(["a"] * 20)}, "labels is <U1 .20,.; wanted numbers of shape .20,."),
+        ({"offsets": np.array([0, 2, 4])}, "offsets is int64 .3,.; wanted numbers of shape .21,."),
+        ({"labels": np.full(20, 10)}, "fsdd, .* split: a case has the class 10; wanted 0 to 9"),
+    ],
+)
+def test_what_is_wrong_in_a_packed_set_is_said(clone: Path, changed: dict, message: str) -> None:
+    sound = {"waveforms": np.arange(40), "offsets": np.arange(0, 41, 2), "labels": np.arange(20) % 2}
+    np.savez(clone.parent / "fsdd.npz", **{**sound, "is_test": np.arange(20) > 15, **changed})
+    with pytest.raises(DataError, match=message):
+        load_dataset("fsdd")
+
+
 def test_a_long_clip_is_cut_off(clone: Path) -> None:
     write_wave(clone / "3_anna_0.wav", np.ones(LONGEST + 5))
     assert load_dataset("fsdd").max_length == LONGEST

@@ -59,7 +59,11 @@ def test_one_record_decimated(folder: Path) -> None:
     [
         ({"u_train": np.full(1024, np.nan)}, "u_train is float64 .*wanted finite"),
         ({"y_test": np.zeros((1024, 1))}, "wanted finite numbers"),
-        ({"y_train": np.zeros(100)}, "ends before step 1024"),
+        ({"y_train": np.zeros(1023)}, "u_train has 1024 steps, y_train has 1023 steps; wanted equally many"),
+        ({"u_train": np.zeros(900), "y_train": np.zeros(900)}, "y_train has 900 steps; .*at least 1024"),
+        ({"u_test": np.zeros(1000)}, "u_test has 1000 steps, y_test has 1024"),
+        ({"u_test": np.zeros(200), "y_test": np.zeros(200)}, "y_test has 200 steps; .*at least 256"),
+        ({"y_test": np.zeros(1024)}, "cascaded-tanks, test split: output 0 .* is constant"),
     ],
 )
 def test_what_is_wrong_is_said(changed: dict, message: str, folder: Path) -> None:
@@ -118,10 +122,20 @@ def test_the_simulation_error_is_the_textbooks() -> None:
     assert objective.metric == "nrmse" and not objective.higher_is_better
 
 
-def test_a_constant_output_has_no_scale() -> None:
-    dataset = of_sequences(np.ones((2, 9, 1), np.float32), 1)
-    with pytest.raises(DataError, match="constant over all counted steps"):
-        Objective.of(dataset).evaluate(Scaled(), Batcher(dataset, 2, 0).in_order(dataset.test))
+def test_a_small_deviation_far_from_the_mean_of_training_is_a_scale() -> None:
+    rng = np.random.default_rng(0)
+    training, test = rng.normal(size=(4, 40, 1)), 1e4 + 1e-2 * rng.normal(size=(2, 40, 1))
+    unit, test = Normalisation((0.0,), (1.0,)), test.astype(np.float32)
+    splits = [Split(Sequences(y.astype(np.float32)), y.astype(np.float32)) for y in (training, training, test)]
+    dataset = Dataset("s", Task.SEQUENCE, *splits, unit, (), unit)
+    scores = Objective.of(dataset).evaluate(lambda x, _: x + 1, Batcher(dataset, 2, 0).in_order(dataset.test))
+    assert scores["nrmse"] == pytest.approx(1 / test.astype(np.float64).std(), rel=1e-9)
+
+
+def test_a_short_record_says_so(folder: Path) -> None:
+    np.savez(folder / "pick_and_place.npz", u=np.arange(60000.0), y=np.arange(60000.0))
+    with pytest.raises(DataError, match="u has 60000 steps, y has 60000 steps; wanted equally many, at least 60001"):
+        load_dataset("pick-and-place")
 
 
 @pytest.mark.parametrize("washout", [-1, 40])

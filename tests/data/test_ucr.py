@@ -43,13 +43,34 @@ def test_packed_goes_first(archive: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"y_test": np.arange(10) % 3}, "ucr-Two, test split: a case has the class 2; wanted 0 to 1"),
+        ({"y_train": np.array(["u", "v"] * 5)}, r"Two\.npz: y_train is <U1 .*wanted integers"),
+        ({"X_test": np.zeros((10, 5))}, r"Two\.npz, X_test / y_test: .*wanted \(cases, L, channels\)"),
+        ({"X_test": np.zeros((10, 5, 2))}, "2 channels; wanted 1"),
+        ({"class_names": np.array("u")}, "wanted one name a class"),
+    ],
+)
+def test_what_is_wrong_in_a_packed_set_is_said(changed: dict, message: str, archive: Path) -> None:
+    x, y = np.random.default_rng(0).normal(size=(10, 5, 1)), np.arange(10) % 2
+    sound = {"X_train": x, "y_train": y, "X_test": x, "y_test": y, "class_names": np.array(["u", "v"])}
+    np.savez(archive.parent / "Two.npz", **{**sound, **changed})
+    with pytest.raises(DataError, match=message):
+        load_dataset("ucr:Two")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("1,2:a\n", "no line @data"),
         (HEADER + "1,?,3:0,1,2:a\n", "line 6: .*missing values"),
         (HEADER + "1,nan,3:0,1,2:a\n", "line 6: wanted finite values"),
-        (HEADER + "1,2,3:0,1,2:a\n1,2:0,1:b\n", "different lengths"),
+        (HEADER + "1,2,3:0,1,2:a\n1,2:0,1:b\n", "line 7: a sequence of 2 steps, but 3 in the first case; .*offsets"),
+        (HEADER + "1,2,3:0,1:a\n", "line 6: a sequence of 2 steps, but 3"),
+        (HEADER + "1,2,3:0,1,2:a\n# none\n1,2,3:b\n", "line 8: 1 channels, but 2 in the first case"),
         (HEADER + "a\n", "line 6"),
+        (HEADER + "\n# nothing\n", "no case after the line @data"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, message: str, archive: Path) -> None:

@@ -7,7 +7,7 @@ batch is made, so that a large set is never held twice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -113,6 +113,13 @@ class Split:
         return Split(self.x.take(indices), self.y[indices])
 
 
+_TARGETS: Mapping[Task, tuple[type[np.generic], int, str]] = {
+    Task.CLASSIFY: (np.int64, 1, "classes (cases,) in int64"),
+    Task.REGRESS: (np.floating, 2, "values (cases, outputs), floats"),
+    Task.SEQUENCE: (np.floating, 3, "values (cases, L, outputs), floats"),
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A named data set: three splits, what is predicted, and the normalisation fitted on the training split.
@@ -120,6 +127,11 @@ class Dataset:
     `class_names` is empty and `target_normalisation` is set for values, and the other way round for classes. For
     `Task.SEQUENCE` the first `washout` steps of every sequence are neither trained on nor scored: a model that starts
     from a zero state does not know what came before.
+
+    Raises:
+        DataError: the splits do not fit each other or the task, the washout leaves nothing to score, or, for
+            `Task.SEQUENCE`, an output is constant over the scored steps of a split, so that its error relative to its
+            deviation is not defined. The message names the split.
     """
 
     name: str
@@ -133,11 +145,16 @@ class Dataset:
     washout: int = 0
 
     def __post_init__(self) -> None:
-        """Check the washout."""
+        """Check the splits against the task and each other, and the washout."""
+        for part, split in self._parts():
+            self._check_split(part, split)
         shortest = min(int(split.x.lengths.min()) for split in self.splits())
         most = shortest - 1 if self.task is Task.SEQUENCE else 0
         if not 0 <= self.washout <= most:
             raise DataError(f"{self.name}: washout is {self.washout}; wanted 0 to {most} steps.")
+        if self.task is Task.SEQUENCE:
+            for part, split in self._parts():
+                self._check_deviation(part, split)
 
     @property
     def channels(self) -> int:
@@ -162,6 +179,38 @@ class Dataset:
     def splits(self) -> Iterator[Split]:
         """Training, validation and test split, in this order."""
         yield from (self.train, self.validation, self.test)
+
+    def _parts(self) -> Iterator[tuple[str, Split]]:
+        return zip(("training", "validation", "test"), self.splits(), strict=True)
+
+    def _check_split(self, part: str, split: Split) -> None:
+        where = f"{self.name}, {part} split"
+        if split.x.channels != self.channels:
+            raise DataError(f"{where}: {split.x.channels} channels; wanted {self.channels}, as in the training split.")
+        kind, ndim, wanted = _TARGETS[self.task]
+        if not np.issubdtype(split.y.dtype, kind) or split.y.ndim != ndim:
+            raise DataError(f"{where}: targets are {split.y.dtype} {split.y.shape}; wanted {wanted}.")
+        if self.task is Task.CLASSIFY:
+            low, high = int(split.y.min()), int(split.y.max())
+            if low < 0 or high >= self.outputs:
+                bad = low if low < 0 else high
+                raise DataError(f"{where}: a case has the class {bad}; wanted 0 to {self.outputs - 1}.")
+        elif split.y.shape[-1] != self.outputs:
+            raise DataError(f"{where}: {split.y.shape[-1]} outputs; wanted {self.outputs}, as in the training split.")
+        elif not np.isfinite(split.y).all():
+            bad = int((~np.isfinite(split.y)).sum())
+            raise DataError(f"{where}: {bad} targets are NaN or infinite; remove or fill them first.")
+
+    def _check_deviation(self, part: str, split: Split) -> None:
+        y = split.y[:, self.washout :].astype(np.float32)
+        y = (y if self.target_normalisation is None else self.target_normalisation.apply(y)).reshape(-1, self.outputs)
+        constant = np.flatnonzero((y == y[0]).all(axis=0))
+        if len(constant):
+            raise DataError(
+                f"{self.name}, {part} split: output {constant[0]} (counted from 0) is constant over all scored steps, "
+                f"so that its error has no scale to be measured by. Leave the output out, or give a split in which it "
+                f"varies."
+            )
 
     def fingerprint(self) -> str:
         """The SHA-256 of all arrays and the normalisation; equal data give an equal fingerprint."""

@@ -62,6 +62,16 @@ _Clips = tuple[list[NDArray[np.int16]], NDArray[np.int64], NDArray[np.bool_]]
 
 def _read_packed(path: Path) -> _Clips:
     arrays = read_arrays(path, ("waveforms", "offsets", "labels", "is_test"))
+    cases = len(arrays["labels"]) if arrays["labels"].ndim else 0
+    for key, kinds, wanted in (
+        ("waveforms", "iuf", arrays["waveforms"].shape[:1]),
+        ("offsets", "iu", (cases + 1,)),
+        ("labels", "iu", (cases,)),
+        ("is_test", "biu", (cases,)),
+    ):
+        if arrays[key].dtype.kind not in kinds or arrays[key].shape != wanted:
+            found = f"{arrays[key].dtype} {arrays[key].shape}"
+            raise DataError(f"{path}: {key} is {found}; wanted numbers of shape {wanted}. {_REMEDY}")
     waveforms, offsets = arrays["waveforms"].astype(np.int16), arrays["offsets"].astype(np.int64)
     clips = [waveforms[start:end] for start, end in pairwise(offsets)]
     return clips, arrays["labels"].astype(np.int64), arrays["is_test"].astype(np.bool_)

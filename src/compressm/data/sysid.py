@@ -94,17 +94,30 @@ def _read(record: Record, name: str) -> Mapping[str, NDArray[np.generic]]:
     for key, array in arrays.items():
         if array.ndim != 1 or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
             raise DataError(f"{name}: {key} is {array.dtype} {array.shape}; wanted finite numbers (steps,).")
+    signals = record.inputs + record.outputs
+    end = max(record.train[1], 0 if record.test is None else record.test[1])
+    _require_whole({key: arrays[key] for key in signals}, end, name)
+    if record.test is None:
+        _require_whole({key: arrays[key] for key in _test(signals)}, record.window, name)
     return arrays
+
+
+def _require_whole(signals: Mapping[str, NDArray[np.generic]], least: int, name: str) -> None:
+    """Raise DataError unless the signals of one record are equally long and have at least so many steps."""
+    lengths = {key: len(array) for key, array in signals.items()}
+    if len(set(lengths.values())) > 1 or min(lengths.values()) < least:
+        found = ", ".join(f"{key} has {length} steps" for key, length in lengths.items())
+        raise DataError(
+            f"{name}: {found}; wanted equally many, at least {least}. The record was cut off or is another one: "
+            f"replace the file."
+        )
 
 
 def _part(
     arrays: Mapping[str, NDArray[np.generic]], keys: tuple[str, ...], steps: _Range, record: Record
 ) -> NDArray[np.float32]:
     """The arrays `keys` between two steps `(L, channels)`."""
-    chosen = [arrays[key][steps[0] : steps[1] : record.decimate].astype(np.float32) for key in keys]
-    if min(map(len, chosen)) < record.window:
-        raise DataError(f"{record.file}: {', '.join(keys)} ends before step {steps[1]}; wanted the whole record.")
-    return np.stack(chosen, -1)
+    return np.stack([arrays[key][steps[0] : steps[1] : record.decimate].astype(np.float32) for key in keys], -1)
 
 
 def _test(keys: tuple[str, ...]) -> tuple[str, ...]:

@@ -51,10 +51,19 @@ def load_ucr(name: str, scaling: Scaling = Scaling.STANDARD, seed: int = 0) -> D
 
 def _read_packed(path: Path) -> tuple[Split, Split, tuple[str, ...]]:
     arrays = read_arrays(path, ("X_train", "y_train", "X_test", "y_test", "class_names"))
-    train, test = (
-        Split(Sequences(arrays[f"X_{part}"]), arrays[f"y_{part}"].astype(np.int64)) for part in ("train", "test")
-    )
-    return train, test, tuple(str(name) for name in arrays["class_names"])
+    splits: list[Split] = []
+    for part in ("train", "test"):
+        x, y = arrays[f"X_{part}"], arrays[f"y_{part}"]
+        if y.dtype.kind not in "iu" or y.ndim != 1:
+            raise DataError(f"{path}: y_{part} is {y.dtype} {y.shape}; wanted integers (cases,).")
+        try:
+            splits.append(Split(Sequences(x), y.astype(np.int64)))
+        except DataError as error:
+            raise DataError(f"{path}, X_{part} / y_{part}: {error}") from error
+    names = arrays["class_names"]
+    if names.ndim != 1:
+        raise DataError(f"{path}: class_names has shape {names.shape}; wanted one name a class.")
+    return splits[0], splits[1], tuple(str(name) for name in names)
 
 
 def _read_text(path: Path) -> tuple[Split, Split, tuple[str, ...]]:
@@ -85,16 +94,25 @@ def _parse(path: Path) -> tuple[NDArray[np.float32], list[str]]:
     for number, line in enumerate(lines[starts[0] + 1 :], starts[0] + 2):
         if not line or line.startswith("#"):
             continue
+        where = f"{path}, line {number}"
         *channels, label = line.split(":")
         try:
             values = [[float(value) for value in channel.split(",")] for channel in channels]
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: {error}; missing values and time stamps are not read.") from error
+            raise DataError(f"{where}: {error}; missing values and time stamps are not read.") from error
         if not channels or any(not math.isfinite(v) for channel in values for v in channel):
-            raise DataError(f"{path}, line {number}: wanted finite values and a class, separated by colons.")
+            raise DataError(f"{where}: wanted finite values and a class, separated by colons.")
+        first = cases[0] if cases else values
+        if len(values) != len(first):
+            raise DataError(f"{where}: {len(values)} channels, but {len(first)} in the first case; wanted as many.")
+        if odd := [len(channel) for channel in values if len(channel) != len(first[0])]:
+            raise DataError(
+                f"{where}: a sequence of {odd[0]} steps, but {len(first[0])} in the first case; sets with sequences of "
+                f"different lengths are not read from the archive's files. Give such data as --data FILE.npz with "
+                f"offsets."
+            )
         cases.append(values)
         labels.append(label.strip())
-    lengths = {len(channel) for case in cases for channel in case}
-    if len(lengths) != 1 or len({len(case) for case in cases}) != 1:
-        raise DataError(f"{path} has sequences of different lengths {sorted(lengths)}; wanted one length.")
+    if not cases:
+        raise DataError(f"{path} has no case after the line @data. Get the file again.")
     return np.array(cases, dtype=np.float32).transpose(0, 2, 1), labels
