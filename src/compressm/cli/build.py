@@ -17,6 +17,7 @@ from compressm.data.dataset import Dataset, Task
 from compressm.errors import ConfigError
 from compressm.layers.config import ModelConfig
 from compressm.layers.config import Task as HeadTask
+from compressm.layers.families import FAMILIES
 from compressm.layers.model import SequenceModel
 from compressm.reduction.criteria import Criterion, ErrorBound, FixedFraction, FixedOrder, HankelEnergy
 from compressm.settings import CompressionSettings
@@ -28,9 +29,16 @@ from compressm.training.schedule import At, Every, Schedule, Window
 
 
 def model_config(config: RunConfig, dataset: Dataset) -> ModelConfig:
-    """The model's settings: those of the run, with inputs and outputs of the data."""
+    """The model's settings: those of the run, with inputs and outputs of the data.
+
+    A kind of layer that is normalised over a length gets that of the longest training sequence, unless the run gives
+    another one.
+    """
     head = HeadTask.SEQUENCE if dataset.task is Task.SEQUENCE else HeadTask.CLASSIFY
-    return ModelConfig(inputs=dataset.channels, outputs=dataset.outputs, task=head, **vars(config.model))
+    options = dict(vars(config.model))
+    if options["length"] is None and "length" in FAMILIES[config.model.layer].options:
+        options["length"] = int(dataset.train.x.lengths.max())
+    return ModelConfig(inputs=dataset.channels, outputs=dataset.outputs, task=head, **options)
 
 
 def build_model(config: ModelConfig, seed: int) -> SequenceModel:

@@ -6,30 +6,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from compressm.adapters.calibration import Calibration
-from compressm.adapters.registry import find_layers
 from compressm.cli.console import Terminal
 from compressm.cli.objective import Objective
 from compressm.cli.parsing import nearest
 from compressm.cli.recorder import count
 from compressm.cli.stored import StoredModel
-from compressm.compress import analyze
+from compressm.compress import analyze, compress_
 from compressm.data.batching import Batcher
 from compressm.data.dataset import Dataset
-from compressm.errors import ConfigError
+from compressm.errors import CompressmError, ConfigError
 from compressm.reduction.report import ReductionPlan
 from compressm.reduction.result import GramianSource
+from compressm.settings import CompressionSettings
+from compressm.surgery.saved_model import SavedModel
 from compressm.training.presets import PRESETS, Preset
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What one tolerance would give."""
+    """What one tolerance would give; `parameters` is None where the cut itself would be refused."""
 
     discard: float
     plan: ReductionPlan
-    parameters: int
+    parameters: int | None
 
 
 def calibrate(stored: StoredModel, dataset: Dataset, batches: int, terminal: Terminal) -> Calibration:
@@ -67,16 +69,22 @@ def outlooks(
     """The plan for each tolerance, and the number of parameters the model would have."""
     result = []
     for discard in tolerances:
-        plan = analyze(stored.model, preset.discarding(discard), calibration=calibration)
-        orders = {layer.name: layer.planned_order for layer in plan.layers}
-        result.append(Outlook(discard, plan, _parameters(stored, orders)))
+        settings = preset.discarding(discard)
+        plan = analyze(stored.model, settings, calibration=calibration)
+        result.append(Outlook(discard, plan, _parameters(stored.model, settings, calibration)))
     return result
 
 
-def _parameters(stored: StoredModel, orders: dict[str, int]) -> int:
-    """The model's trainable numbers if its layers had these orders."""
-    total = count(stored.model)
-    for layer in find_layers(stored.model):
-        smaller = type(layer.module)(stored.config.model.width, orders[layer.name])
-        total += count(smaller) - count(layer.module)
-    return total
+def _parameters(model: nn.Module, settings: CompressionSettings, calibration: Calibration | None) -> int | None:
+    """The model's trainable numbers after such a cut, which is made and taken back; None where it is refused.
+
+    Orders alone do not tell: a layer may lose more than states, as S4 does when it becomes diagonal.
+    """
+    saved = SavedModel.take(model)
+    try:
+        compress_(model, settings, calibration=calibration)
+        return count(model)
+    except CompressmError:
+        return None
+    finally:
+        saved.restore()

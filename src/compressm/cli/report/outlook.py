@@ -36,7 +36,7 @@ def outlook_tables(outlooks: Sequence[Outlook], parameters: int) -> tuple[Table,
         (layer.name, str(layer.order), *(str(outlook.plan.layers[number].planned_order) for outlook in outlooks))
         for number, layer in enumerate(layers)
     ]
-    rows.append(("parameters", f"{parameters:,}", *(f"{outlook.parameters:,}" for outlook in outlooks)))
+    rows.append(("parameters", f"{parameters:,}", *(_count(outlook.parameters) for outlook in outlooks)))
     second = Table(
         "Orders that each tolerance would give",
         ("", "now", *(f"{outlook.discard:g}" for outlook in outlooks)),
@@ -44,6 +44,10 @@ def outlook_tables(outlooks: Sequence[Outlook], parameters: int) -> tuple[Table,
         "One cut, no training after it. A real pole takes a whole complex state, so a cut can end slightly higher.",
     )
     return first, second
+
+
+def _count(parameters: int | None) -> str:
+    return "refused" if parameters is None else f"{parameters:,}"
 
 
 def _spectra(layer: LayerPlan) -> list[tuple[str, tuple[float, ...]]]:
