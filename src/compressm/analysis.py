@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -24,15 +24,17 @@ from compressm.errors import AdapterError, CompressmError, InvalidSystemError, U
 from compressm.linalg.forms import Frame, states_per_slot
 from compressm.linalg.gramians import GramianFactors, controllability_factor, dual, moment_factor
 from compressm.linalg.hankel import hankel_spectrum
-from compressm.linalg.norms import error_bound
+from compressm.linalg.horizon import horizon_norms
+from compressm.linalg.norms import difference, error_bound, hinf_estimate, hinf_norm
 from compressm.linalg.statespace import StateSpace
-from compressm.reduction.criteria import Budget, OrderChoice, Spectrum, significant_values
-from compressm.reduction.keeping import BalancedSelection, balanced_scores, reduce_by_balanced_selection
+from compressm.reduction.criteria import Budget, OrderChoice, Spectrum, Tolerance, significant_values, tails
+from compressm.reduction.keeping import BalancedKeepSets, BalancedSelection, KeepSets, ModalKeepSets
 from compressm.reduction.reduce import reduce_dense, reduce_diagonal, require_feedthrough
 from compressm.reduction.reducers import Reducer
 from compressm.reduction.result import GramianSource, Reduction
-from compressm.reduction.selection import ModalTruncation, modal_scores, reduce_by_selection
+from compressm.reduction.selection import ModalTruncation
 from compressm.reduction.shared import reduce_shared, share
+from compressm.reduction.trials import Trial, Trials
 from compressm.reduction.weighting import Refusal, Weighting
 from compressm.settings import BatchOrder, CompressionSettings
 
@@ -42,9 +44,10 @@ _UNDAMPED_HORIZON = 1024  # steps, where nothing was captured
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of one layer: the Hankel singular values that decided, the choice, and the reduction if any.
+    """What became of one layer: the values that decided, the choice, and the reduction if any.
 
-    `values` are `(*h, k)` for a bank of systems.
+    `values` are Hankel singular values, or the scores of a modal truncation; `(*h, k)` for a bank of systems.
+    `discarded` is what a choice among the present states loses of their sum, `(*h,)`; None where that is the tail.
     """
 
     values: Tensor
@@ -52,6 +55,7 @@ class Decision:
     choice: OrderChoice | None
     reduction: Reduction | None
     fallbacks: tuple[str, ...]
+    discarded: Tensor | None = None
 
 
 class LayerAnalysis:
@@ -76,8 +80,8 @@ class LayerAnalysis:
 
     @property
     def per_slot(self) -> int:
-        """How many balanced states one stored state holds."""
-        return states_per_slot(self.system, self.frame) if isinstance(self.reducer, Reducer) else 1
+        """How many of the values that choose the order belong to one stored state."""
+        return 1 if isinstance(self.reducer, ModalTruncation) else states_per_slot(self.system, self.frame)
 
     @property
     def has_bound(self) -> bool:
@@ -90,15 +94,20 @@ class LayerAnalysis:
         The order of falling back is: the Gramians asked for, data with classical observability, white input, no cut.
         """
         if isinstance(self.reducer, ModalTruncation):
-            return self._select(self.reducer, reduce)
+            return self._select(self._modal_keep_sets(self.reducer), None, reduce, ())
         fallbacks: list[str] = []
         first: Decision | None = None
         for weighting in self._weightings(fallbacks):
-            values = self._values(weighting)
-            choice = self.settings.order_policy().choose(self._spectrum(values))
+            if isinstance(self.reducer, BalancedSelection):
+                rules = self.ref.adapter.selection(self.ref.module)
+                sets = BalancedKeepSets(self.system, weighting, self.reducer, rules)
+                return self._select(sets, weighting, reduce, tuple(fallbacks))
+            values = weighting.spectrum.values
+            attempt = partial(self._reduce, self.reducer, weighting)
+            choice = self.settings.order_policy().choose(self._spectrum(values), self._trials(weighting, attempt))
             if choice is None or not reduce:
                 return Decision(values, weighting, choice, None, tuple(fallbacks))
-            result = self._reduce(weighting, choice)
+            result = attempt(choice)
             if isinstance(result, Reduction):
                 if result.order >= self.system.order:
                     fallbacks.append(f"{result.order} stored states would be needed for {result.real_order}: no gain")
@@ -111,12 +120,6 @@ class LayerAnalysis:
         if first is None:
             raise InvalidSystemError(f"{self.ref.label}: no Gramians could be computed: {'; '.join(fallbacks)}")
         return replace(first, fallbacks=(*fallbacks, "not cut"))
-
-    def _values(self, weighting: Weighting) -> Tensor:
-        """Hankel singular values, or for a choice of states their balanced scores."""
-        if isinstance(self.reducer, Reducer):
-            return weighting.spectrum.values
-        return balanced_scores(self.system, weighting).sort(dim=-1, descending=True).values
 
     def moment_sums(self, tokens: tuple[int, int]) -> tuple[MomentSum | None, MomentSum | None]:
         """The sums behind the Gramians from data that the settings ask for, of this process's own captures.
@@ -135,32 +138,68 @@ class LayerAnalysis:
             values = values.flatten(0, -2).mean(0)
         return Spectrum(values, self.system.order, self.per_slot, self.budget)
 
-    def _reduce(self, weighting: Weighting, choice: OrderChoice) -> Reduction | Refusal:
-        if isinstance(self.reducer, BalancedSelection):
-            rules = self.ref.adapter.selection(self.ref.module)
-            return reduce_by_balanced_selection(self.system, weighting, max(choice.slots, 1), self.reducer, rules)
-        if isinstance(self.reducer, ModalTruncation):
-            return Refusal("modal truncation balances nothing")
+    def _reduce(self, reducer: Reducer, weighting: Weighting, choice: OrderChoice) -> Reduction | Refusal:
         if self.ref.adapter.form is Form.SHARED:
             projected = partial(self.ref.adapter.projected, self.ref.module)
-            return reduce_shared(self.system, weighting, choice, self.reducer, self.settings.limits, projected)
+            return reduce_shared(self.system, weighting, choice, reducer, self.settings.limits, projected)
         method = reduce_dense if self.ref.adapter.form is Form.DENSE else reduce_diagonal
-        return method(self.system, weighting, choice, self.reducer, self.settings.limits)
+        return method(self.system, weighting, choice, reducer, self.settings.limits)
 
-    def _select(self, reducer: ModalTruncation, reduce: bool) -> Decision:
+    def _trials(self, weighting: Weighting, attempt: Callable[[OrderChoice], Reduction | Refusal]) -> Trials | None:
+        """The reductions to try where no theory says what the criterion asks."""
+        criterion = self.settings.criterion
+        if not (isinstance(criterion, Tolerance) and criterion.measures_error):
+            return None
+        if self.has_bound and weighting.is_white:
+            return None
+        values = self._spectrum(weighting.spectrum.values).values
+
+        def tried(size: int) -> Trial | None:
+            states = size * self.per_slot
+            result = attempt(OrderChoice(states, size))
+            if not isinstance(result, Reduction) or result.order >= self.system.order:
+                return None
+            return Trial(lambda: tails(values)[..., states], partial(self._within, result))
+
+        return Trials(range(1, self.system.order), tried)
+
+    def _within(self, reduction: Reduction, tolerance: float) -> bool:
+        """Whether the H-infinity error is at most that; over a finite horizon where there is no other."""
+        error = difference(self.system, reduction.system)
+        if not error.is_stable():
+            return self._horizon is not None and horizon_norms(error, self._horizon).gain <= tolerance
+        if hinf_estimate(error) > tolerance:
+            return False
+        return not self.settings.exact_norms or hinf_norm(error) <= tolerance
+
+    def _modal_keep_sets(self, reducer: ModalTruncation) -> ModalKeepSets:
         if not self.system.is_diagonal:
             raise UnsupportedReductionError(
                 f"{self.ref.label}: ModalTruncation keeps states of a diagonal system, this one is dense; use "
                 f"BalancedTruncation."
             )
         self.system.require_stable(self.ref.label)
-        values = modal_scores(self.system, reducer.score).sort(descending=True).values
-        choice = self.settings.order_policy().choose(self._spectrum(values))
-        if choice is None or not reduce:
-            return Decision(values, None, choice, None, ())
-        rules = self.ref.adapter.selection(self.ref.module)
-        reduction = reduce_by_selection(self.system, reducer.kept_states(self.system, max(choice.slots, 1), rules))
-        return Decision(values, None, choice, reduction, ())
+        return ModalKeepSets(self.system, reducer, self.ref.adapter.selection(self.ref.module))
+
+    def _select(
+        self, sets: KeepSets, weighting: Weighting | None, reduce: bool, fallbacks: tuple[str, ...]
+    ) -> Decision:
+        def tried(size: int) -> Trial:
+            lost = partial(self._pooled_sums, sets, size)
+            return Trial(lost, lambda tolerance: self._within(sets.reduction(size), tolerance))
+
+        spectrum = self._spectrum(sets.values)
+        choice = self.settings.order_policy().choose(spectrum, Trials(sets.sizes, tried))
+        size = self.system.order if choice is None else sets.size_within(choice.stored(self.per_slot))
+        if size >= self.system.order:
+            return Decision(sets.values, weighting, None, None, fallbacks)
+        choice = OrderChoice(size * self.per_slot, size, exact=True)
+        reduction = sets.reduction(size) if reduce else None
+        return Decision(sets.values, weighting, choice, reduction, fallbacks, sets.discarded(size))
+
+    def _pooled_sums(self, sets: KeepSets, size: int) -> Tensor:
+        lost = sets.discarded(size)
+        return lost.mean() if self.settings.batch_order is BatchOrder.POOLED else lost
 
     def _weightings(self, fallbacks: list[str]) -> Iterator[Weighting]:
         for controllability, observability, horizon in self._candidates():

@@ -21,6 +21,7 @@ from compressm.adapters.uncompiled import uncompiled
 from compressm.adapters.update import LayerUpdate
 from compressm.analysis import Decision, LayerAnalysis, read_system, significant_tail
 from compressm.errors import SurgeryError, TiedParametersError, UnstableSystemError
+from compressm.linalg.horizon import horizon_norms
 from compressm.linalg.norms import difference, h2_norm, hinf_estimate, hinf_norm
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import Budget
@@ -215,15 +216,24 @@ def _bounded(analysis: LayerAnalysis, decision: Decision) -> bool:
     return analysis.has_bound and decision.weighting is not None and decision.weighting.is_white
 
 
+def _discarded(decision: Decision, states: Tensor | int) -> tuple[float, float]:
+    """The discarded fraction of the sum of the values, and 2 * tail."""
+    tail, bound = significant_tail(decision.values, states)
+    if decision.discarded is None:
+        return tail, bound
+    total = float(decision.values.sum())
+    return (float(decision.discarded.sum()) / total if total > 0 else 0.0), bound
+
+
 def _plan_of(analysis: LayerAnalysis, decision: Decision) -> LayerPlan:
     order, choice = analysis.system.order, decision.choice
     states = order * analysis.per_slot if choice is None else choice.states
-    discarded, bound = significant_tail(decision.values, states)
+    discarded, bound = _discarded(decision, states)
     return LayerPlan(
         name=analysis.ref.name,
         layer=type(analysis.ref.module).__name__,
         order=order,
-        planned_order=order if choice is None else min(choice.slots, -(-choice.states // analysis.per_slot) or 1),
+        planned_order=order if choice is None else choice.stored(analysis.per_slot),
         planned_states=states,
         states_per_slot=analysis.per_slot,
         hankel_singular_values=mean_spectrum(decision.values),
@@ -245,9 +255,12 @@ def _report_of(cut: _Cut, settings: CompressionSettings) -> LayerReport:
     if reduction is not None and cut.update is not None:
         stored = _check_stored(analysis.ref, full, cut.update)
     states = full.order * analysis.per_slot if reduction is None else _states(analysis, reduction)
-    discarded, bound = significant_tail(decision.values, states)
+    discarded, bound = _discarded(decision, states)
     kept = None if reduction is None else reduction.states
-    errors = _errors(full, stored, settings.exact_norms) if reduction is not None else _Errors(0.0, None, 0.0, None)
+    horizon = None if decision.weighting is None else decision.weighting.horizon
+    errors = _Errors(0.0, None, 0.0, None)
+    if reduction is not None:
+        errors = _errors(full, stored, settings.exact_norms, horizon)
     return LayerReport(
         name=name,
         layer=type(analysis.ref.module).__name__,
@@ -301,11 +314,15 @@ class _Errors:
     h2_norm: float | None
 
 
-def _errors(full: StateSpace, stored: StateSpace, exact: bool) -> _Errors:
-    if not (full.is_stable() and stored.is_stable()):
-        return _Errors(None, None, None, None)
-    peak = hinf_norm if exact else hinf_estimate
+def _errors(full: StateSpace, stored: StateSpace, exact: bool, horizon: int | None) -> _Errors:
+    """The norms, over the horizon of the Gramians where there are no others."""
     error = difference(full, stored)
+    if not error.is_stable():
+        if horizon is None:
+            return _Errors(None, None, None, None)
+        lost, whole = horizon_norms(error, horizon), horizon_norms(full, horizon)
+        return _Errors(lost.gain, whole.gain, lost.energy, whole.energy)
+    peak = hinf_norm if exact else hinf_estimate
     return _Errors(peak(error), peak(full), h2_norm(error), h2_norm(full))
 
 

@@ -14,7 +14,7 @@ from compressm.linalg.gramians import dual, gramian_factors
 from compressm.linalg.hankel import hankel_spectrum
 from compressm.linalg.norms import difference, h2_norm
 from compressm.linalg.statespace import StateSpace
-from compressm.reduction.keeping import BalancedSelection, balanced_scores, reduce_by_balanced_selection
+from compressm.reduction.keeping import BalancedKeepSets, BalancedSelection, balanced_scores
 from compressm.reduction.result import GramianSource, Reduction
 from compressm.reduction.selection import ModalTruncation, SelectionRules, select_states
 from compressm.reduction.weighting import Weighting
@@ -29,7 +29,7 @@ def weighting_of(system: StateSpace, horizon: int | None = None) -> Weighting:
 
 
 def keep(system: StateSpace, slots: int, rules: SelectionRules = FREE, *, refit: bool = True) -> Reduction:
-    return reduce_by_balanced_selection(system, weighting_of(system), slots, BalancedSelection(refit), rules)
+    return BalancedKeepSets(system, weighting_of(system), BalancedSelection(refit), rules).reduction(slots)
 
 
 def fitted_by_impulse_response(system: StateSpace, kept: Tensor, length: int = 600) -> float:
@@ -151,7 +151,7 @@ def test_undamped_poles_need_a_horizon_only() -> None:
     angles = torch.tensor([0.1, 0.5, 1.0, 2.0, 2.9], dtype=torch.float64)
     system = replace(ring_system(5, 1, 1), a=torch.exp(1j * angles), log_a=1j * angles)
     weighting = weighting_of(system, 200)
-    reduction = reduce_by_balanced_selection(system, weighting, 3, BalancedSelection(), FREE)
+    reduction = BalancedKeepSets(system, weighting, BalancedSelection(), FREE).reduction(3)
     plain = select_states(system, reduction.keep)
     whole = system.markov_parameters(200)
     errors = [float((whole - s.markov_parameters(200)).norm()) for s in (reduction.system, plain)]
@@ -163,4 +163,4 @@ def test_the_complex_frame_is_refused() -> None:
     factors = gramian_factors(system, Frame.COMPLEX)
     weighting = Weighting(factors, hankel_spectrum(factors), GramianSource.WHITE, GramianSource.WHITE)
     with pytest.raises(UnsupportedReductionError, match="real frame"):
-        reduce_by_balanced_selection(system, weighting, 2, BalancedSelection(), FREE)
+        BalancedKeepSets(system, weighting, BalancedSelection(), FREE)

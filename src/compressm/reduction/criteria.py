@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compressm.errors import ConfigError, InvalidSystemError
+from compressm.reduction.trials import Trial, Trials
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class OrderChoice:
     slots: int
     exact: bool = False
 
+    def stored(self, states_per_slot: int) -> int:
+        """The number of stored states, at least one, where each holds `states_per_slot` balanced ones."""
+        return max(min(self.slots, ceil(self.states / states_per_slot)), 1)
+
 
 _ROUNDING = 1e-12  # 0.29 of 100 states are 29, though 0.29 * 100 is below 29 in floating point
 
@@ -55,6 +60,18 @@ class Criterion(ABC):
     @abstractmethod
     def choose(self, spectrum: Spectrum) -> OrderChoice:
         """The order this rule wants; never more than the present one."""
+
+
+class Tolerance(Criterion):
+    """A rule that allows a loss. Where no theory foretells the loss of a reduction, it is tried and measured."""
+
+    measures_error: bool = (
+        False  # whether the loss is |G - G_r|_inf, which only classical balanced truncation foretells
+    )
+
+    @abstractmethod
+    def admits(self, spectrum: Spectrum, trial: Trial) -> bool:
+        """Whether a reduction of the layer loses no more than is allowed."""
 
 
 class Reference(Enum):
@@ -97,8 +114,12 @@ def orders_within(values: Tensor, allowed: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class HankelEnergy(Criterion):
-    """Discard at most the fraction `discard` of the sum of the values (Chahine et al. 2026, eq. 8), not of squares."""
+class HankelEnergy(Tolerance):
+    """Discard at most the fraction `discard` of the sum of the values (Chahine et al. 2026, eq. 8), not of squares.
+
+    What balanced truncation discards is the tail. What a choice among the present states discards is measured: see
+    `KeepSets.discarded`, which is never less than the tail at its order.
+    """
 
     discard: float = 0.02
     reference: Reference = Reference.CURRENT
@@ -108,20 +129,33 @@ class HankelEnergy(Criterion):
 
     def choose(self, spectrum: Spectrum) -> OrderChoice:
         """The smallest order with tail(r) <= discard * sum, or what is left of the budget, shared as the sums are."""
+        return OrderChoice(order_within(spectrum.values, self._allowed(spectrum)), spectrum.order)
+
+    def admits(self, spectrum: Spectrum, trial: Trial) -> bool:
+        """Whether no system discards more than its share."""
+        allowed = self._allowed(spectrum)
+        return bool((trial.discarded() <= allowed * (1 + _ROUNDING)).all())
+
+    def _allowed(self, spectrum: Spectrum) -> Tensor:
         sums = tails(spectrum.values)[..., 0]
-        allowed = self.discard * sums
-        if self.reference is Reference.INITIAL and spectrum.budget is not None:
-            left = max(self.discard * spectrum.budget.total - spectrum.budget.spent, 0.0)
-            whole = float(sums.mean())
-            allowed = sums / whole * left if whole > 0 else sums
-        return OrderChoice(order_within(spectrum.values, allowed), spectrum.order)
+        if self.reference is Reference.CURRENT or spectrum.budget is None:
+            return self.discard * sums
+        left = max(self.discard * spectrum.budget.total - spectrum.budget.spent, 0.0)
+        whole = float(sums.mean())
+        return sums / whole * left if whole > 0 else sums
 
 
 @dataclass(frozen=True)
-class ErrorBound(Criterion):
-    """The smallest order whose bound 2 * tail(r) on the H-infinity error is at most `tolerance` (a gain, absolute)."""
+class ErrorBound(Tolerance):
+    """The smallest order whose bound 2 * tail(r) on the H-infinity error is at most `tolerance` (a gain, absolute).
+
+    The bound is that of balanced truncation under classical Gramians. Where it does not hold (Gramians from data or of
+    a finite horizon, one projection for many systems, a choice among the present states) the error of reductions is
+    measured instead, and the order is the smallest found whose error is at most `tolerance`.
+    """
 
     tolerance: float
+    measures_error = True
 
     def __post_init__(self) -> None:
         if not (isfinite(self.tolerance) and self.tolerance >= 0):
@@ -130,6 +164,10 @@ class ErrorBound(Criterion):
     def choose(self, spectrum: Spectrum) -> OrderChoice:
         """The smallest order with 2 * tail(r) <= tolerance."""
         return OrderChoice(order_within(spectrum.values, self.tolerance / 2), spectrum.order)
+
+    def admits(self, spectrum: Spectrum, trial: Trial) -> bool:
+        """Whether the measured error is at most `tolerance`."""
+        return trial.within(self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -181,9 +219,17 @@ class OrderPolicy:
         _require_count("floor", self.floor)
         _require_fraction("minimum_gain", self.minimum_gain)
 
-    def choose(self, spectrum: Spectrum) -> OrderChoice | None:
-        """The order to reduce to, or None where the layer stays as it is."""
-        choice, n, per = self.criterion.choose(spectrum), spectrum.order, spectrum.states_per_slot
+    def choose(self, spectrum: Spectrum, trials: Trials | None = None) -> OrderChoice | None:
+        """The order to reduce to, or None where the layer stays as it is.
+
+        With `trials` a rule that allows a loss takes the smallest order at which it does not lose more.
+        """
+        n, per, rule = spectrum.order, spectrum.states_per_slot, self.criterion
+        if trials is not None and isinstance(rule, Tolerance):
+            size = trials.smallest(lambda trial: rule.admits(spectrum, trial))
+            choice = OrderChoice(n * per, n) if size is None else OrderChoice(size * per, size)
+        else:
+            choice = rule.choose(spectrum)
         wanted = ceil(choice.states / per)
         slots = ceil(max(wanted, self.floor) / self.multiple) * self.multiple
         if slots >= n or n - slots < self.minimum_gain * n * (1 - _ROUNDING):

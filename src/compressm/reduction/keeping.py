@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,12 +10,18 @@ from torch import Tensor
 
 from compressm.errors import UnsupportedReductionError
 from compressm.linalg.forms import Frame, in_frame
+from compressm.linalg.parallel import singular_values
 from compressm.linalg.statespace import StateSpace
+from compressm.reduction.pursuit import RCOND, Pursuit
 from compressm.reduction.result import ConjugateLinear, Reduction
-from compressm.reduction.selection import SelectionRules, select_states
+from compressm.reduction.selection import (
+    ModalTruncation,
+    SelectionRules,
+    modal_scores,
+    reduce_by_selection,
+    select_states,
+)
 from compressm.reduction.weighting import Weighting
-
-_RCOND = 1e-7  # of the fit: combinations of kept states that hardly move are not used, lest weights become huge
 
 
 @dataclass(frozen=True)
@@ -46,83 +53,163 @@ def balanced_scores(system: StateSpace, weighting: Weighting) -> Tensor:
     return _by_state(p * q, system.order)
 
 
-def reduce_by_balanced_selection(
-    system: StateSpace, weighting: Weighting, slots: int, reducer: BalancedSelection, rules: SelectionRules
-) -> Reduction:
-    """The system with about `slots` of its states, by whole groups, `rules.shared` the same ones in all of a bank."""
-    if weighting.factors.frame is not Frame.REAL:
-        raise UnsupportedReductionError("States are selected by balanced scores in the real frame; use Balancing.REAL.")
-    outputs = reducer.refit and rules.refit_outputs
-    inputs = reducer.refit and rules.refit_inputs and not outputs
-    count, dense = rules.groups_within(slots), in_frame(system, Frame.REAL)
-    factor, regressors, seen = weighting.factors.controllability, _regressors(system, rules), dense.c
-    if inputs:
-        factor, regressors, seen = weighting.factors.observability, _co_regressors(system, rules), dense.b.mT
-    if outputs or inputs:
-        groups = _greedy(seen @ factor, regressors @ factor.unsqueeze(-3), count, rules.shared)
-    else:
-        scores = rules.grouped(balanced_scores(system, weighting))
-        groups = scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
-    keep = rules.states_of(groups)
-    h, n = system.batch_shape, system.order
-    rows = torch.eye(n, dtype=torch.complex128)[keep.expand(*h, keep.shape[-1])]
-    restrict, embed = ConjugateLinear(rows), ConjugateLinear(rows.mT.clone())
-    small = select_states(system, keep)
-    if outputs:
-        embed = _between_states(_fitted(factor, regressors, groups, keep, system), system)
-        small = replace(small, c=_like(embed.right(system.c.to(torch.complex128)), small.c))
-    elif inputs:
-        restrict = _between_states(_fitted(factor, regressors, groups, keep, system).mT, system)
-        small = replace(small, b=_like(restrict(system.b.to(torch.complex128)), small.b))
-    per = 2 if system.is_complex and system.output == "real" else 1
-    sources = weighting.controllability, weighting.observability
-    return Reduction(small, keep.shape[-1] * per, restrict, embed, keep, 1.0, *sources, refitted=outputs or inputs)
+class KeepSets(ABC):
+    """Choices of the present states of one layer, by whole groups; each contains the smaller ones."""
+
+    def __init__(self, system: StateSpace, rules: SelectionRules) -> None:
+        self.system, self.rules = system, rules
+
+    @property
+    def sizes(self) -> range:
+        """The numbers of states that can be kept, below all of them."""
+        return range(self.rules.group, self.system.order, self.rules.group)
+
+    def size_within(self, slots: int) -> int:
+        """The largest number of states up to `slots` that whole groups make up; always one group."""
+        return self.rules.groups_within(slots) * self.rules.group
+
+    @property
+    @abstractmethod
+    def values(self) -> Tensor:
+        """What chooses the order, `(*h, k)` from the largest."""
+
+    @abstractmethod
+    def reduction(self, slots: int) -> Reduction:
+        """The system with about `slots` of its states, `rules.shared` the same ones in all of a bank."""
+
+    @abstractmethod
+    def discarded(self, slots: int) -> Tensor:
+        """How much of the sum of `values` that loses, `(*h,)`."""
 
 
-def _greedy(target: Tensor, bases: Tensor, count: int, shared: bool) -> Tensor:
-    """Groups `(k,)` or `(*h, k)` whose rows span most of `target`, one at a time (orthogonal matching pursuit).
+class ModalKeepSets(KeepSets):
+    """The choices of a `ModalTruncation`; the values are the scores of the states."""
 
-    `target` `(*h, p, l)`; `bases` `(*h, G, q, l)`, the q rows that group g adds. After each choice the rows chosen are
-    projected out of all others, so that the gain of a group is what it adds to those before it.
+    def __init__(self, system: StateSpace, reducer: ModalTruncation, rules: SelectionRules) -> None:
+        super().__init__(system, rules)
+        self._scores = modal_scores(system, reducer.score)
+        self._ranking = reducer.ranking(system, rules)
+
+    @property
+    def values(self) -> Tensor:
+        """The modal scores."""
+        return self._scores.sort(dim=-1, descending=True).values
+
+    def reduction(self, slots: int) -> Reduction:
+        """The states that the ranking has first."""
+        return reduce_by_selection(self.system, self._kept(slots))
+
+    def discarded(self, slots: int) -> Tensor:
+        """The sum of the scores of the states that go."""
+        keep = self._kept(slots).expand(*self.system.batch_shape, -1)
+        return self._scores.scatter(-1, keep, 0.0).sum(-1)
+
+    def _kept(self, slots: int) -> Tensor:
+        return self.rules.states_of(self._ranking[..., : self.rules.groups_within(slots)])
+
+
+class BalancedKeepSets(KeepSets):
+    """The choices of a `BalancedSelection` under given Gramians; the values are the Hankel singular values.
+
+    With x' = R x the kept states and E x' the best estimate of all states from them (without refitting, the kept ones
+    and zeros), what is lost has the singular values of Lq^T (I - E R) Lp, P = Lp Lp^T, Q = Lq Lq^T. For balanced
+    truncation these are the Hankel singular values that it cuts off, and by the theorem of Eckart, Young and Mirsky no
+    choice of as many states has a smaller sum.
+
+    Raises UnsupportedReductionError for Gramians that are not in the real frame.
     """
-    h = target.shape[:-2]
-    bases = bases.expand(*h, *bases.shape[-3:]).clone()
-    sizes = torch.linalg.vector_norm(bases, dim=(-1, -2))
-    taken = torch.zeros(*h, bases.shape[-3], dtype=torch.bool)
-    whole = target.square().sum((-1, -2)).clamp_min(torch.finfo(target.dtype).tiny)
-    chosen: list[Tensor] = []
-    for _ in range(count):
-        rows = _orthonormal(bases, sizes)
-        gains = (target.unsqueeze(-3) @ rows.mT).square().sum((-1, -2)).masked_fill(taken, -1.0)
-        if shared and h:
-            gains = (gains / whole.unsqueeze(-1)).flatten(0, -2).sum(0)
-        best = gains.argmax(-1, keepdim=True)
-        chosen.append(best)
-        best = best.expand(*h, 1)
-        taken = taken.scatter(-1, best, True)
-        row = torch.take_along_dim(rows, best[..., None, None], -3).squeeze(-3)  # (*h, q, l)
-        target = target - (target @ row.mT) @ row
-        bases = bases - (bases @ row.mT.unsqueeze(-3)) @ row.unsqueeze(-3)
-    return torch.cat(chosen, -1)
 
+    def __init__(
+        self, system: StateSpace, weighting: Weighting, reducer: BalancedSelection, rules: SelectionRules
+    ) -> None:
+        super().__init__(system, rules)
+        if weighting.factors.frame is not Frame.REAL:
+            raise UnsupportedReductionError(
+                "States are selected by balanced scores in the real frame; use Balancing.REAL."
+            )
+        self._weighting = weighting
+        self._outputs = reducer.refit and rules.refit_outputs
+        self._inputs = reducer.refit and rules.refit_inputs and not self._outputs
+        dense, factors = in_frame(system, Frame.REAL), weighting.factors
+        self._factor, self._other = factors.controllability, factors.observability
+        self._regressors, seen = _regressors(system, rules), dense.c
+        if self._inputs:
+            self._factor, self._other = self._other, self._factor
+            self._regressors, seen = _co_regressors(system, rules), dense.b.mT
+        self._pursuit: Pursuit | None = None
+        if self._outputs or self._inputs:
+            bases = self._regressors @ self._factor.unsqueeze(-3)
+            self._pursuit = Pursuit(seen @ self._factor, bases, rules.shared)
 
-def _orthonormal(bases: Tensor, sizes: Tensor) -> Tensor:
-    """An orthonormal basis of the one or two rows of each group, zero for a row that what was chosen spans already."""
-    floor = _RCOND * sizes[..., None]
-    first = bases[..., 0, :]
-    rows = [_unit(first, floor)]
-    for k in range(1, bases.shape[-2]):
-        row = bases[..., k, :]
-        for _ in range(2):  # once more: what is nearly parallel keeps no digit the first time
-            for earlier in rows:
-                row = row - (row * earlier).sum(-1, keepdim=True) * earlier
-        rows.append(_unit(row, floor))
-    return torch.stack(rows, -2)
+    @property
+    def values(self) -> Tensor:
+        """The Hankel singular values."""
+        return self._weighting.spectrum.values
 
+    def reduction(self, slots: int) -> Reduction:
+        """The states kept, with the weights that may change fitted anew."""
+        system, groups = self.system, self._groups(slots)
+        keep = self.rules.states_of(groups)
+        rows = torch.eye(system.order, dtype=torch.complex128)[keep.expand(*system.batch_shape, -1)]
+        restrict, embed = ConjugateLinear(rows), ConjugateLinear(rows.mT.clone())
+        small = select_states(system, keep)
+        if self._outputs:
+            embed = _between_states(self._estimate(groups, keep), system)
+            small = replace(small, c=_like(embed.right(system.c.to(torch.complex128)), small.c))
+        elif self._inputs:
+            restrict = _between_states(self._estimate(groups, keep).mT, system)
+            small = replace(small, b=_like(restrict(system.b.to(torch.complex128)), small.b))
+        order = keep.shape[-1] * (2 if system.is_complex and system.output == "real" else 1)
+        sources = self._weighting.controllability, self._weighting.observability
+        refitted = self._pursuit is not None
+        return Reduction(small, order, restrict, embed, keep, 1.0, *sources, refitted=refitted)
 
-def _unit(row: Tensor, floor: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
-    return torch.where(length > floor, row / length.clamp_min(torch.finfo(row.dtype).tiny), torch.zeros_like(row))
+    def discarded(self, slots: int) -> Tensor:
+        """The sum of the singular values of what is lost; those in the round-off of the largest count as zero."""
+        parts = self._parts(self.rules.states_of(self._groups(slots))).unsqueeze(-1)
+        product, factor = self._other.mT @ self._factor, self._factor
+        if self._pursuit is None:
+            lost = self._other.mT @ factor.scatter(-2, parts.expand(*parts.shape[:-1], factor.shape[-1]), 0.0)
+        else:
+            rows = torch.take_along_dim(factor, parts, -2)
+            sizes = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+            rows = rows / torch.where(sizes > 0, sizes, 1.0)
+            lost = product - (product @ torch.linalg.pinv(rows, rtol=RCOND)) @ rows
+        values = singular_values(lost)
+        floor = values.shape[-1] * torch.finfo(values.dtype).eps * self.values.amax(-1, keepdim=True)
+        return torch.where(values > floor, values, 0.0).sum(-1)
+
+    def _groups(self, slots: int) -> Tensor:
+        count = self.rules.groups_within(slots)
+        if self._pursuit is not None:
+            return self._pursuit.first(count)
+        scores = self.rules.grouped(balanced_scores(self.system, self._weighting))
+        return scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
+
+    def _parts(self, keep: Tensor) -> Tensor:
+        """The places of kept states in the real frame, `(*h, r)`."""
+        keep = keep.expand(*self.system.batch_shape, -1)
+        return torch.cat([keep, keep + self.system.order], -1) if self.system.is_complex else keep
+
+    def _fit(self, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """The scaled rows R of the kept groups and (R F)^+, for second moments F F^T."""
+        h, factor = self.system.batch_shape, self._factor
+        chosen = groups.sort(-1).values.expand(*h, -1)[..., None, None]
+        picked = torch.take_along_dim(self._regressors.expand(*h, *self._regressors.shape[-3:]), chosen, -3)
+        moved = picked @ factor.unsqueeze(-3)  # (*h, k, q, l)
+        sizes = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
+        still = sizes <= RCOND * torch.linalg.vector_norm(sizes, dim=-2, keepdim=True)  # Im x of a real pole, say
+        scale = torch.where(still, torch.inf, sizes)
+        rows, moved = (picked / scale).flatten(-3, -2), (moved / scale).flatten(-3, -2)
+        return rows, torch.linalg.pinv(moved, rtol=RCOND)
+
+    def _estimate(self, groups: Tensor, keep: Tensor) -> Tensor:
+        """M `(*h, k, r)` in the real frame with x ~ M x', the best for second moments F F^T, by what may be fitted.
+
+        M = F F^T R^T (R F F^T R^T)^+ R S, with S the columns of the kept states.
+        """
+        rows, inverse = self._fit(groups)
+        return (self._factor @ inverse) @ torch.take_along_dim(rows, self._parts(keep).unsqueeze(-2), -1)
 
 
 def _regressors(system: StateSpace, rules: SelectionRules) -> Tensor:
@@ -149,25 +236,6 @@ def _functions(system: StateSpace, direction: Tensor | None, group: int) -> Tens
     if pairs and direction.is_complex():
         parts = parts - eye[n:] * direction.imag.unsqueeze(-1)
     return parts.unflatten(-2, (n // group, group)).sum(-2, keepdim=True)
-
-
-def _fitted(factor: Tensor, regressors: Tensor, groups: Tensor, keep: Tensor, system: StateSpace) -> Tensor:
-    """M `(*h, k, r)` in the real frame with x ~ M x', the best for second moments F F^T, through what may be fitted.
-
-    With rows R of the kept groups, M = F F^T R^T (R F F^T R^T)^+ R S, S the columns of the kept states.
-    """
-    h = system.batch_shape
-    chosen = groups.sort(-1).values.expand(*h, -1)[..., None, None]
-    picked = torch.take_along_dim(regressors.expand(*h, *regressors.shape[-3:]), chosen, -3)
-    moved = picked @ factor.unsqueeze(-3)  # (*h, k, q, l)
-    sizes = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
-    still = sizes <= _RCOND * torch.linalg.vector_norm(sizes, dim=-2, keepdim=True)  # Im x of a real pole, say
-    scale = torch.where(still, torch.inf, sizes)
-    inverse = torch.linalg.pinv((moved / scale).flatten(-3, -2), rtol=_RCOND)  # (*h, l, k q)
-    kept = keep.expand(*h, -1)
-    columns = torch.cat([kept, kept + system.order], -1) if system.is_complex else kept
-    own = torch.take_along_dim((picked / scale).flatten(-3, -2), columns.unsqueeze(-2), -1)
-    return (factor @ inverse) @ own
 
 
 def _between_states(matrix: Tensor, system: StateSpace) -> ConjugateLinear:

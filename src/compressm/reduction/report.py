@@ -68,8 +68,9 @@ class LayerPlan:
     `hankel_singular_values` are those of the balanced system under the Gramians named by `controllability` and
     `observability`; for a bank their mean over its systems, and `bank` tells how far these differ. `planned_order`
     equals `order` where the layer is to stay as it is. `discarded` is the fraction of the sum of the values beyond the
-    planned states, `bound` 2 * tail, the bound on the H-infinity error (of a bank the largest of its systems), where
-    it holds (white infinite-horizon Gramians), else None. `reason` says why nothing is to be cut.
+    planned states (for a choice among the present states what it loses of the sum, see `KeepSets`), `bound` 2 * tail,
+    the bound on the H-infinity error (of a bank the largest of its systems), where it holds (white infinite-horizon
+    Gramians), else None. `reason` says why nothing is to be cut.
     """
 
     name: str
@@ -109,11 +110,12 @@ class ReductionPlan:
 class LayerReport:
     """What was done to one layer.
 
-    Orders count stored states; `real_order` counts the states of the real system after the cut. `discarded` and
-    `bound` are as in `LayerPlan`, for the order really reached. `hinf_error` (a lower estimate from a grid, unless
+    Orders count stored states; `real_order` counts the states of the real system after the cut. `discarded` and `bound`
+    are as in `LayerPlan`, for the order really reached. `hinf_error` (a lower estimate from a grid, unless
     `hinf_exact`) and `h2_error` are the norms of G - G_r for the weights as stored, `hinf_norm` and `h2_norm` those of
-    G (None where the layer is not stable). `output_change` is |y_r - y| / |y| on captured inputs, None without any.
-    `controllability` and `observability` name the Gramians really used; `fallbacks` says what was tried before.
+    G. Where the layer is not stable they are taken over the horizon of the Gramians, and None without one.
+    `output_change` is |y_r - y| / |y| on captured inputs, None without any. `controllability` and `observability` name
+    the Gramians really used; `fallbacks` says what was tried before.
     """
 
     name: str

@@ -48,15 +48,15 @@ class ModalTruncation:
         relative to its system's sum), else `(*h, r)`.
         """
         rules = SelectionRules() if rules is None else rules
+        return rules.states_of(self.ranking(system, rules)[..., : rules.groups_within(slots)])
+
+    def ranking(self, system: StateSpace, rules: SelectionRules) -> Tensor:
+        """All groups of states in the order in which they are kept, `(G,)` or `(*h, G)`."""
         scores = rules.grouped(modal_scores(system, self.score))
-        count = rules.groups_within(slots)
-        if self.keep is Keep.RANDOM:
-            groups = torch.randperm(scores.shape[-1], generator=torch.Generator().manual_seed(self.seed))[:count]
-        else:
-            groups = scores.argsort(dim=-1, descending=self.keep is Keep.LARGEST, stable=True)[..., :count]
-        if self.keep is Keep.RANDOM and not rules.shared:
-            groups = groups.expand(*system.batch_shape, count)
-        return rules.states_of(groups)
+        if self.keep is not Keep.RANDOM:
+            return scores.argsort(dim=-1, descending=self.keep is Keep.LARGEST, stable=True)
+        groups = torch.randperm(scores.shape[-1], generator=torch.Generator().manual_seed(self.seed))
+        return groups if rules.shared else groups.expand(*system.batch_shape, -1)
 
 
 @dataclass(frozen=True, eq=False)
