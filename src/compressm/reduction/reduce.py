@@ -16,6 +16,7 @@ from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import OrderChoice
 from compressm.reduction.reducers import Projected, Reducer
 from compressm.reduction.result import ConjugateLinear, Reduction
+from compressm.reduction.scaling import common_scale
 from compressm.reduction.search import Attempt, Bank, Notes, search, stable_enough
 from compressm.reduction.slots import StoredSystem, nothing, pad, pad_dense, store
 from compressm.reduction.weighting import Limits, Refusal, Weighting
@@ -97,8 +98,11 @@ def reduce_dense(
         accepted = stable & _not_refused(part, projected)
         if refusal is not None or not bool(accepted.any()):
             return Attempt(accepted, refusal=refusal)
-        small, projection = projected.system[accepted], projected.projection
-        return Attempt(accepted, (small, projection.w[accepted].mT, projection.v[accepted]))
+        small, restrict = projected.system[accepted], projected.projection.w[accepted].mT
+        factor = part.weighting.factors.controllability[accepted]
+        scale = common_scale(factor, restrict, part.system.c[accepted], small.c)[:, None, None]
+        small = replace(small, b=scale * small.b, c=small.c / scale)
+        return Attempt(accepted, (small, scale * restrict, projected.projection.v[accepted] / scale))
 
     found = search(bank, ranks, choice.states, reducer, stored, notes)
     if isinstance(found, Refusal):

@@ -17,6 +17,7 @@ from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import OrderChoice
 from compressm.reduction.reducers import Reducer
 from compressm.reduction.result import ConjugateLinear, Reduction
+from compressm.reduction.scaling import common_scale
 from compressm.reduction.search import Notes
 from compressm.reduction.weighting import Limits, Refusal, Weighting
 
@@ -55,6 +56,9 @@ def reduce_shared(
             notes.lines.append(str(error))
             continue
         restrict, embed = projection.w[0].mT.contiguous(), projection.v[0]
+        c, c_small = (s.c.flatten(0, -2) for s in (system, projected(restrict, embed)))
+        scale = common_scale(bank.factors.controllability[0], restrict, c, c_small)
+        restrict, embed = scale * restrict, embed / scale
         small = projected(restrict, embed)
         radius = small.spectral_radius()
         if bool((radius < limit).all()):
