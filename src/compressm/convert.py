@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,10 @@ from compressm.adapters.s5 import S5Adapter
 from compressm.analysis import read_system
 from compressm.errors import AdapterError
 from compressm.layers.base import SequenceLayer
+from compressm.layers.config import ModelConfig
+from compressm.layers.families import kind_of
 from compressm.layers.lru import LRU
+from compressm.layers.model import SequenceModel
 from compressm.layers.s4d import S4D
 from compressm.layers.s5 import S5
 from compressm.linalg.statespace import StateSpace
@@ -34,17 +37,19 @@ _logger = logging.getLogger(__name__)
 def convert_(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
     """Replace layers of the library by general diagonal ones with the same input-output map; returns their names.
 
-    A bank of systems becomes an `S4D`, a system with several inputs and outputs an `S5`. These can be balanced in
-    full, which layers that store only a choice of their states (DSS, oscillators) cannot. Their parameters are new
-    ones: convert before the optimizer is made, and before a checkpoint of a converted model is loaded. Hooks on the old
-    layer are not carried over. A layer that stores n real states, or n complex ones, becomes one with n complex states;
-    of the two of a conjugate pair one is then superfluous, and the first cut removes it at no error.
+    A bank of systems becomes an `S4D`, a system with several inputs and outputs an `S5`. These can be balanced in full,
+    which layers that store only a choice of their states (DSS, oscillators) cannot. Their parameters are new ones:
+    convert before the optimizer is made. Hooks on the old layer are not carried over. The `config` of a `SequenceModel`
+    follows: a model built from it takes the checkpoints of the converted one. Into other models a checkpoint is loaded
+    after they have been converted too. A layer that stores n real states, or n complex ones, becomes one with n complex
+    states; of the two of a conjugate pair one is then superfluous, and the first cut removes it at no error.
 
     `names` are those of `find_layers`; None stands for all layers of the library that are not general yet. Nothing is
     replaced where one of them cannot be.
 
     Raises AdapterError for a name that is no such layer, where the model itself is the layer, for a D that is no
-    diagonal, and where a state matrix cannot be diagonalized to working precision; SurgeryError for a wrapped model.
+    diagonal, where a state matrix cannot be diagonalized to working precision, and for a part of the layers of a
+    `SequenceModel`, whose `config` names one kind for all; SurgeryError for a wrapped model.
     """
     require_plain(model)
     found = {ref.name: ref for ref in find_layers(model)}
@@ -58,11 +63,34 @@ def convert_(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
     places = [(path, id(m)) for path, m in model.named_modules(remove_duplicate=False) if id(m) in replaced]
     if any(not path for path, _ in places):
         raise AdapterError("The model itself is the layer, which has no place to be replaced in; wrap it in a module.")
+    configs = _configs(model, replaced)
     for path, key in places:
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, replaced[key])
         _logger.info("%s: converted to %s", path, type(replaced[key]).__name__)
+    for part, config in configs:
+        part.config = config
     return chosen
+
+
+def _configs(model: nn.Module, replaced: Mapping[int, SequenceLayer]) -> list[tuple[SequenceModel, ModelConfig]]:
+    """The models inside whose layers are replaced, with what will describe them."""
+    found: list[tuple[SequenceModel, ModelConfig]] = []
+    for path, part in model.named_modules():
+        if not isinstance(part, SequenceModel):
+            continue
+        layers = [m for m in part.modules() if isinstance(m, SequenceLayer)]
+        if not any(id(layer) in replaced for layer in layers):
+            continue
+        kinds = {kind_of(replaced.get(id(layer), layer)) for layer in layers}
+        kind = kinds.pop()
+        if kind is None or kinds:
+            raise AdapterError(
+                f"{path or type(part).__name__}: after converting only some of its layers they would be of several "
+                f"kinds, and its config names one for all, so that no checkpoint of it could be loaded. Convert all."
+            )
+        found.append((part, part.config.with_layer(kind)))
+    return found
 
 
 def _is_general(ref: LayerRef) -> bool:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from compressm.checkpoint import load_checkpoint, save_checkpoint
 from compressm.compress import compress_
 from compressm.convert import convert_
 from compressm.errors import AdapterError
@@ -31,6 +32,35 @@ def test_banks_become_s4d(settings) -> None:
     assert torch.equal(layer.log_dt, steps)
     assert torch.allclose(model(x), wanted, atol=1e-4)
     assert convert_(model) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"layer": "dss", "discretization": "softmax", "length": 50, "dt_min": 0.01}, "s4d"),
+        ({"layer": "s4", "bidirectional": True}, "s4d"),
+        ({"layer": "d-linoss", "r_min": 0.5}, "s5"),
+        ({"layer": "linoss", "discretization": "im"}, "s5"),
+    ],
+)
+@torch.no_grad()
+def test_a_model_built_from_the_config_takes_the_checkpoint(settings, kind, tmp_path) -> None:
+    model, x = SequenceModel(ModelConfig(order=8, blocks=2, **settings)).eval(), torch.randn(2, 60, 1)
+    convert_(model)
+    assert model.config.layer.value == kind
+    compress_(model, CompressionSettings(FixedOrder(5)))
+    save_checkpoint(tmp_path / "checkpoint", model)
+    again = SequenceModel(ModelConfig.from_dict(model.config.to_dict())).eval()
+    load_checkpoint(tmp_path / "checkpoint", again)
+    assert torch.equal(again(x), model(x))
+
+
+def test_a_part_of_the_layers_of_a_sequence_model_is_refused() -> None:
+    model = nn.Sequential(SequenceModel(ModelConfig(layer="dss", order=4, blocks=2)))
+    before, layer = model[0].config, model[0].blocks[0].ssm
+    with pytest.raises(AdapterError, match=r"^0: after converting only some .* Convert all\."):
+        convert_(model, ["0.blocks.0.ssm"])
+    assert model[0].blocks[0].ssm is layer and model[0].config is before
 
 
 def test_a_converted_layer_is_balanced() -> None:

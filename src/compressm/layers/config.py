@@ -90,6 +90,11 @@ class ModelConfig:
         chosen = {name: getattr(self, name) for name in FAMILIES[self.layer].options}
         return {name: value for name, value in chosen.items() if value is not None}
 
+    def with_layer(self, layer: LayerKind) -> ModelConfig:
+        """The same model with layers of this kind, at their own defaults."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self) if f.name in _LAYER_OPTIONS}
+        return dataclasses.replace(self, layer=layer, **defaults)  # type: ignore[arg-type]  # values of these fields
+
     def to_dict(self) -> dict[str, object]:
         """The settings as plain values, for JSON or YAML."""
         return {k: v.value if isinstance(v, Enum) else v for k, v in vars(self).items()}

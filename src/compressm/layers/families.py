@@ -63,3 +63,8 @@ FAMILIES: Mapping[LayerKind, Family] = {
     LayerKind.S5: Family(S5, _SAMPLED),
 }
 """The only table from kinds to constructors."""
+
+
+def kind_of(layer: SequenceLayer) -> LayerKind | None:
+    """The kind of a layer; None for a class that is in no family."""
+    return next((kind for kind, family in FAMILIES.items() if family.layer is type(layer)), None)
