@@ -1,12 +1,14 @@
 """Execute the Python blocks of README.md and docs/, and look up the `compressm` commands in their shell blocks.
 
 All ```` ```python ```` blocks of one page share a namespace and run in a scratch folder. A block that is not to run has
-a comment on the line before its fence: `<!-- not executed: the reason -->`.
+a comment on the line before its fence: `<!-- not executed: the reason -->`. One that needs a package that may be absent
+has `<!-- needs: its module -->` there and runs where that can be imported.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import shlex
@@ -26,6 +28,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)(?P<info>.*)$")
 SKIP = re.compile(r"<!-- not executed: .+ -->")
+NEEDS = re.compile(r"<!-- needs: (?P<module>[\w.]+) -->")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def run_page(page: Path) -> bool:
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", module=r"(lightning|transformers|accelerate)\.")  # of those packages alone
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # s5-pytorch, when it is imported
         problem = execute(python, str(name), scratch)
     if problem:
         problems.append(problem)
@@ -105,8 +109,17 @@ def blocks(text: str) -> Iterator[Block]:
             at += 1
         before = next((line for line in reversed(lines[: start - 1]) if line.strip()), "")
         body = "\n".join(line[indent:] for line in lines[start:at])
-        yield Block(fence["language"], body, start + 1, SKIP.search(before) is not None)
+        yield Block(fence["language"], body, start + 1, SKIP.search(before) is not None or _absent(before))
         at += 1
+
+
+def _absent(comment: str) -> bool:
+    """Whether a block with this comment before it needs a module that is not installed, which is said."""
+    needed = NEEDS.search(comment)
+    absent = needed is not None and importlib.util.find_spec(needed["module"]) is None
+    if absent:
+        print(f"{comment.strip()}: not installed, so the block is not executed")
+    return absent
 
 
 def command_problems(text: str) -> Iterator[str]:

@@ -67,6 +67,7 @@ class LayerAnalysis:
         self.ref, self.settings, self.budget = ref, settings, budget
         self.capture = capture if capture is not None else Capture()
         self.system = read_system(ref)
+        self.slots = ref.adapter.slots(ref.module, self.system)
         self.frame = settings.balancing.frame if self.system.is_complex else Frame.REAL
         if self.system.output == "complex":
             self.frame = Frame.COMPLEX
@@ -81,7 +82,10 @@ class LayerAnalysis:
     @property
     def per_slot(self) -> int:
         """How many of the values that choose the order belong to one stored state."""
-        return 1 if isinstance(self.reducer, ModalTruncation) else states_per_slot(self.system, self.frame)
+        if isinstance(self.reducer, ModalTruncation):
+            return 1
+        per, order = states_per_slot(self.system, self.frame), self.system.order
+        return per if self.slots == order else per * order // self.slots
 
     @property
     def has_bound(self) -> bool:
@@ -109,7 +113,7 @@ class LayerAnalysis:
                 return Decision(values, weighting, choice, None, tuple(fallbacks))
             result = attempt(choice)
             if isinstance(result, Reduction):
-                if result.order >= self.system.order:
+                if result.order >= self.slots:
                     fallbacks.append(f"{result.order} stored states would be needed for {result.real_order}: no gain")
                     return Decision(values, weighting, None, None, tuple(fallbacks))
                 return Decision(values, weighting, choice, result, (*fallbacks, *result.fallbacks))
@@ -136,7 +140,7 @@ class LayerAnalysis:
     def _spectrum(self, values: Tensor) -> Spectrum:
         if self.settings.batch_order is BatchOrder.POOLED and values.ndim > 1:
             values = values.flatten(0, -2).mean(0)
-        return Spectrum(values, self.system.order, self.per_slot, self.budget)
+        return Spectrum(values, self.slots, self.per_slot, self.budget)
 
     def _reduce(self, reducer: Reducer, weighting: Weighting, choice: OrderChoice) -> Reduction | Refusal:
         if self.ref.adapter.form is Form.SHARED:
@@ -157,11 +161,11 @@ class LayerAnalysis:
         def tried(size: int) -> Trial | None:
             states = size * self.per_slot
             result = attempt(OrderChoice(states, size))
-            if not isinstance(result, Reduction) or result.order >= self.system.order:
+            if not isinstance(result, Reduction) or result.order >= self.slots:
                 return None
             return Trial(lambda: tails(values)[..., states], partial(self._within, result))
 
-        return Trials(range(1, self.system.order), tried)
+        return Trials(range(1, self.slots), tried)
 
     def _within(self, reduction: Reduction, tolerance: float) -> bool:
         """Whether the H-infinity error is at most that; over a finite horizon where there is no other."""

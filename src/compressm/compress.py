@@ -226,7 +226,7 @@ def _discarded(decision: Decision, states: Tensor | int) -> tuple[float, float]:
 
 
 def _plan_of(analysis: LayerAnalysis, decision: Decision) -> LayerPlan:
-    order, choice = analysis.system.order, decision.choice
+    order, choice = analysis.slots, decision.choice
     states = order * analysis.per_slot if choice is None else choice.states
     discarded, bound = _discarded(decision, states)
     return LayerPlan(
@@ -254,7 +254,7 @@ def _report_of(cut: _Cut, settings: CompressionSettings) -> LayerReport:
     stored = full
     if reduction is not None and cut.update is not None:
         stored = _check_stored(analysis.ref, full, cut.update)
-    states = full.order * analysis.per_slot if reduction is None else _states(analysis, reduction)
+    states = analysis.slots * analysis.per_slot if reduction is None else _states(analysis, reduction)
     discarded, bound = _discarded(decision, states)
     kept = None if reduction is None else reduction.states
     horizon = None if decision.weighting is None else decision.weighting.horizon
@@ -264,8 +264,8 @@ def _report_of(cut: _Cut, settings: CompressionSettings) -> LayerReport:
     return LayerReport(
         name=name,
         layer=type(analysis.ref.module).__name__,
-        order_before=full.order,
-        order_after=stored.order,
+        order_before=analysis.slots,
+        order_after=analysis.slots if reduction is None else stored.order,
         real_order=reduction.real_order if reduction is not None else full.order * (2 if full.is_complex else 1),
         hankel_singular_values=mean_spectrum(decision.values),
         discarded=discarded,

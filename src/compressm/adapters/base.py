@@ -8,6 +8,7 @@ from enum import Enum
 
 from torch import Tensor, nn
 
+from compressm.adapters.tapping import Tapped
 from compressm.adapters.update import LayerUpdate
 from compressm.errors import AdapterError
 from compressm.linalg.statespace import StateSpace
@@ -80,6 +81,14 @@ class StateSpaceAdapter(ABC):
             )
         return value
 
+    def tap(self, layer: nn.Module) -> nn.Module | None:
+        """The submodule whose first input is the system's output, where the layer goes on with it (an activation, say).
+
+        None where the layer returns the system's output. Otherwise gradients are captured at that input, and it takes
+        the place of what `output` finds.
+        """
+        return None
+
     def arranged(self, layer: nn.Module, value: Tensor) -> Tensor:
         """What `output` gives, or a gradient at it, brought to `(batch, L, p)` or a bank's `(batch, L, H p)`."""
         return value
@@ -87,9 +96,14 @@ class StateSpaceAdapter(ABC):
     def response(self, layer: nn.Module, u: Tensor) -> Tensor:
         """The layer's own output, arranged, for the input `u` `(batch, L, m)`; used to verify what `read` gives.
 
-        Runs no hooks. A layer whose input has another arrangement overrides it.
+        Runs no hooks of the layer. A layer whose input has another arrangement overrides it.
         """
-        return self.arranged(layer, self.output(layer, type(layer).forward(layer, u)))
+        tap = self.tap(layer)
+        if tap is None:
+            return self.arranged(layer, self.output(layer, type(layer).forward(layer, u)))
+        with Tapped(tap, layer) as tapped:
+            type(layer).forward(layer, u)
+            return self.arranged(layer, tapped.take())
 
     def projected(self, layer: nn.Module, restrict: Tensor, embed: Tensor) -> StateSpace:
         """The bank of a layer with `Form.SHARED` in the states x' = restrict x, x ~ embed x', as it would then act.
@@ -97,6 +111,12 @@ class StateSpaceAdapter(ABC):
         Raises AdapterError where the adapter of such a layer does not define it.
         """
         raise AdapterError(f"{type(self).__name__} has Form.SHARED but does not define projected().")
+
+    def slots(self, layer: nn.Module, system: StateSpace) -> int:
+        """How many states the layer stores now: the order of the system read, unless that is one of real states whose
+        layer stores complex ones, each for two of them.
+        """
+        return system.order
 
     def selection(self, layer: nn.Module) -> SelectionRules:
         """What a choice of states of a layer with `Form.SELECTION` has to keep to."""

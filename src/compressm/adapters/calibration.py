@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from compressm.adapters.holding import identity_of, reference_tensor
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
+from compressm.adapters.tapping import Tapped
 from compressm.adapters.uncompiled import UNCOMPILED
 from compressm.checks import brief, require_integer, require_kind
 from compressm.errors import ConfigError
@@ -91,7 +92,7 @@ class Calibration:
         self._names = _first_names(self._layers)
         self._capture_gradients, self._max_tokens, self._grad_scale = capture_gradients, max_tokens, grad_scale
         self._captures: dict[str, Capture] = {}
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle | Tapped] = []
         weakref.finalize(self, _release, self._handles, id(self)).atexit = False
 
     @property
@@ -106,7 +107,10 @@ class Calibration:
             return
         try:
             for ref in self._layers:
-                self._handles.append(ref.module.register_forward_hook(self._hook(ref), with_kwargs=True))
+                tap = ref.adapter.tap(ref.module)
+                tapped = None if tap is None else Tapped(tap, ref.module)
+                self._handles += [] if tapped is None else [tapped]
+                self._handles.append(ref.module.register_forward_hook(self._hook(ref, tapped), with_kwargs=True))
         except BaseException:
             self.stop()
             raise
@@ -159,17 +163,18 @@ class Calibration:
     ) -> None:
         self.stop()
 
-    def _hook(self, ref: LayerRef) -> Callable[..., None]:
+    def _hook(self, ref: LayerRef, tapped: Tapped | None) -> Callable[..., None]:
         name, weak = self._names[ref.name], weakref.ref(self)
 
         def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], result: object) -> None:
             self = weak()
             if self is None or module is not ref.module or torch.compiler.is_compiling():
                 return  # nothing wants it; a deep copy of the model, which took the hook along; a graph is being made
+            y = ref.adapter.output(module, result) if tapped is None else tapped.take()
             if self._training_only and not module.training:
                 return
             u, mask = ref.adapter.inputs(module, args, kwargs)
-            u, y = u.detach(), ref.adapter.output(module, result)  # without a graph: checkpointing counts what is saved
+            u = u.detach()  # without a graph: checkpointing counts what is saved
             if u.ndim != 3 or ref.adapter.arranged(module, y.detach()).ndim != 3:
                 _logger.warning("%s: a pass with an input of shape %s was not captured", ref.name, tuple(u.shape))
                 return
@@ -215,7 +220,7 @@ class Calibration:
             kept.append((_copy(values[:room]), None if mask is None else mask[:room].detach().clone()))
 
 
-def _release(handles: list[RemovableHandle], holder: int) -> None:
+def _release(handles: list[RemovableHandle | Tapped], holder: int) -> None:
     """Take the hooks away, and let compiled code run again."""
     UNCOMPILED.let_go(holder)
     while handles:

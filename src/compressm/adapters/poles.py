@@ -52,7 +52,7 @@ def continuous_poles(system: StateSpace, step: Tensor, rule: Sampling, layer: st
 
 
 def nearest_poles(new: Tensor, old: Tensor) -> Tensor:
-    """For each logarithm of a pole in `new` `(r,)` the index of the nearest in `old` `(n,)`.
+    """For each logarithm of a pole in `new` `(*h, r)` the index of the nearest in `old` `(*h, n)`.
 
     Near is alike in decay (as a ratio) and in angle.
     """
@@ -61,5 +61,5 @@ def nearest_poles(new: Tensor, old: Tensor) -> Tensor:
         return torch.log((-log_pole.real).clamp(1e-300, _FASTEST)), log_pole.imag
 
     (new_decay, new_angle), (old_decay, old_angle) = coordinates(new), coordinates(old)
-    turn = torch.remainder(new_angle[:, None] - old_angle + math.pi, 2 * math.pi) - math.pi
-    return ((new_decay[:, None] - old_decay).square() + turn.square()).argmin(-1)
+    turn = torch.remainder(new_angle.unsqueeze(-1) - old_angle.unsqueeze(-2) + math.pi, 2 * math.pi) - math.pi
+    return ((new_decay.unsqueeze(-1) - old_decay.unsqueeze(-2)).square() + turn.square()).argmin(-1)

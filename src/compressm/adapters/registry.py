@@ -68,9 +68,10 @@ def register_adapter(qualified_name: str) -> Callable[[type[StateSpaceAdapter]],
 def register_signature(shapes: Mapping[str, str]) -> Callable[[type[StateSpaceAdapter]], type[StateSpaceAdapter]]:
     """Register an adapter class for every layer that holds tensors of these names and shapes, whatever its class.
 
-    `shapes` maps names inside the layer (dots for nested modules) to shapes such as "n", "n m complex" or "n m 2" (see
-    `Signature`). For the many copies of one layer under different names; a qualified name goes before a signature. As
-    equal names may mean different things, what the adapter reads is verified against the layer's forward pass.
+    `shapes` maps names inside the layer (dots for nested modules) to shapes such as "n", "n m complex" or "n m 2", or
+    to "module" (see `Signature`). For the many copies of one layer under different names; a qualified name goes before
+    a signature. As equal names may mean different things, what the adapter reads is verified against the layer's
+    forward pass.
 
     Raises AdapterError where those shapes have another adapter already, or the decorated class is no adapter.
     """
@@ -92,7 +93,7 @@ def register_signature(shapes: Mapping[str, str]) -> Callable[[type[StateSpaceAd
 
 def find_adapter(layer: nn.Module, adapters: Adapters | None = None) -> StateSpaceAdapter | None:
     """The adapter of a layer, or None: first `adapters`, then registered names, both along the class's MRO; then the
-    signature with the most tensors.
+    signature with the most tensors, of those the one that leaves the fewest sizes open.
     """
     given, adapter = _given(layer, adapters)
     return adapter if given else _known(layer)
@@ -113,7 +114,7 @@ def _known(layer: nn.Module) -> StateSpaceAdapter | None:
         if adapter is not None:
             return adapter
     found = [(signature, adapter) for signature, adapter in _signatures.items() if signature.matches(layer)]
-    return max(found, key=lambda pair: len(pair[0].shapes))[1] if found else None
+    return max(found, key=lambda pair: (len(pair[0].shapes), -pair[0].freedom()))[1] if found else None
 
 
 def find_layers(model: nn.Module, adapters: Adapters | None = None) -> list[LayerRef]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -11,19 +13,15 @@ from compressm.adapters.poles import continuous_poles
 from compressm.adapters.registry import register_adapter
 from compressm.adapters.selecting import select_update
 from compressm.adapters.update import LayerUpdate, Reset
-from compressm.adapters.weights import ExpandedWeights, SplitWeights, output_pullback
+from compressm.adapters.weights import ComplexWeights, ExpandedWeights, SplitWeights, output_pullback
 from compressm.errors import AdapterError
 from compressm.layers.s4d import S4D
 from compressm.linalg.statespace import StateSpace
 from compressm.ops.sampling import Sampling, sample
 from compressm.reduction.result import Reduction
 
-_POLES = ("log_A_real", "A_imag")
-_OUTPUTS = ExpandedWeights(SplitWeights("C_re", "C_im"), 1)
 
-
-@register_adapter("compressm.layers.s4d.S4D")
-class S4DAdapter(StateSpaceAdapter):
+class S4DFormAdapter(StateSpaceAdapter):
     """A bank of H systems y = 2 Re(C x) + D u with B = 1, sampled with one step for each channel.
 
     Each channel is reduced for itself, all to one order; the step sizes stay as they are. What is stored of the
@@ -32,38 +30,55 @@ class S4DAdapter(StateSpaceAdapter):
     """
 
     form = Form.DIAGONAL
+    prefix = ""  # where the parameters of the systems are, with its dot; D is the layer's own
+    outputs: ComplexWeights  # C (H, 1, n)
+
+    @abstractmethod
+    def rule(self, layer: nn.Module) -> Sampling:
+        """How the layer samples; AdapterError where that is not known."""
 
     def read(self, layer: nn.Module) -> StateSpace:
         """The discrete systems, with log(pole) exact from the parameters."""
-        log_pole, gain = _sampled(layer)
-        b, c = gain.unsqueeze(-1), 2 * _OUTPUTS.read(layer)
+        log_pole, gain = self._sampled(layer)
+        b, c = gain.unsqueeze(-1), 2 * self.outputs.read(layer)
         return StateSpace(torch.exp(log_pole), b, c, double(layer, "D")[:, None, None], log_a=log_pole)
 
     def write(self, layer: nn.Module, reduction: Reduction) -> LayerUpdate:
         """The parameters of the reduced systems."""
+        name, poles = type(layer).__name__, (f"{self.prefix}log_A_real", f"{self.prefix}A_imag")
         if reduction.restrict is None or reduction.embed is None:
-            raise AdapterError("S4D: a reduction without maps between old and new states cannot be written.")
+            raise AdapterError(f"{name}: a reduction without maps between old and new states cannot be written.")
+        attributes = self.prepare(layer, reduction.order)
         if reduction.keep is not None:
-            return select_update(layer, reduction.keep, ((), (*_POLES, *_OUTPUTS.names)))
-        system, step, rule = reduction.system, double(layer, "log_dt").exp()[:, None], _rule(layer)
-        decay, frequency = continuous_poles(system, step, rule, "S4D")
+            return select_update(layer, reduction.keep, ((), (*poles, *self.outputs.names)), attributes)
+        system, step, rule = reduction.system, self._step(layer), self.rule(layer)
+        decay, frequency = continuous_poles(system, step, rule, name)
         sampled = sample(decay, frequency, step, rule)
         b = system.b.mT  # (H, 1, r)
         scale = 2 * torch.complex(sampled.gain_re, sampled.gain_im).unsqueeze(1) / b  # c = scale * C
-        tensors = {"log_A_real": torch.log(decay), "A_imag": frequency, **_OUTPUTS.tensors(system.c / scale)}
+        tensors = {poles[0]: torch.log(decay), poles[1]: frequency, **self.outputs.tensors(system.c / scale)}
         two = torch.full((), 2.0, dtype=torch.float64)
-        maps = (output_pullback(_OUTPUTS, reduction.restrict, two, scale), Reset(_POLES))
-        return LayerUpdate(system.order, tensors, maps=maps)
+        maps = (output_pullback(self.outputs, reduction.restrict, two, scale), Reset(poles))
+        return LayerUpdate(system.order, tensors, attributes, maps)
+
+    def _step(self, layer: nn.Module) -> Tensor:
+        return double(layer, f"{self.prefix}log_dt").exp()[:, None]
+
+    def _sampled(self, layer: nn.Module) -> tuple[Tensor, Tensor]:
+        """log(pole) and input gain (H, n)."""
+        decay, frequency = double(layer, f"{self.prefix}log_A_real").exp(), double(layer, f"{self.prefix}A_imag")
+        nu, theta, gain_re, gain_im = sample(decay, frequency, self._step(layer), self.rule(layer))
+        return torch.complex(-nu, theta), torch.complex(gain_re, gain_im)
 
 
-def _rule(layer: nn.Module) -> Sampling:
-    if not isinstance(layer, S4D):
-        raise AdapterError(f"{type(layer).__name__} is not compressm.layers.S4D; register an adapter of its own.")
-    return layer.discretization
+@register_adapter("compressm.layers.s4d.S4D")
+class S4DAdapter(S4DFormAdapter):
+    """The library's own layer."""
 
+    outputs = ExpandedWeights(SplitWeights("C_re", "C_im"), 1)
 
-def _sampled(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """log(pole) and input gain (H, n)."""
-    step, decay = double(layer, "log_dt").exp()[:, None], double(layer, "log_A_real").exp()
-    nu, theta, gain_re, gain_im = sample(decay, double(layer, "A_imag"), step, _rule(layer))
-    return torch.complex(-nu, theta), torch.complex(gain_re, gain_im)
+    def rule(self, layer: nn.Module) -> Sampling:
+        """The layer's `discretization`."""
+        if not isinstance(layer, S4D):
+            raise AdapterError(f"{type(layer).__name__} is not compressm.layers.S4D; register an adapter of its own.")
+        return layer.discretization

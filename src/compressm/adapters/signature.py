@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compressm.errors import AdapterError
 
-_SHAPE = re.compile(r"([a-z]|[0-9]+)( ([a-z]|[0-9]+))*( complex)?")
+_SHAPE = re.compile(r"([a-z]|[0-9]+)( ([a-z]|[0-9]+))*( complex)?|module")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Signature:
     """Names of tensors inside a layer (parameters, buffers, plain attributes; dots for nested modules) and shapes.
 
     A shape is written as its sizes: a letter stands for the same size everywhere in the signature, a number for itself;
-    "complex" at the end asks for a complex tensor, otherwise it must be real. The layer may hold more than that.
+    "complex" at the end asks for a complex tensor, otherwise it must be real. "module" in place of a shape asks for a
+    submodule of that name. The layer may hold more than that.
     """
 
     shapes: tuple[tuple[str, str], ...]
@@ -42,20 +43,33 @@ class Signature:
         """Whether the layer holds all of the tensors, in shapes that agree with each other."""
         sizes: dict[str, int] = {}
         for name, shape in self.shapes:
+            if shape == "module":
+                if _submodule(layer, name) is None:
+                    return False
+                continue
             tensor = _held(layer, name)
             if tensor is None or not _agrees(tensor, shape.split(), sizes):
                 return False
         return True
 
+    def freedom(self) -> int:
+        """How many sizes it leaves open: of two signatures that match, the one that leaves fewer open says more."""
+        return len({size for _, shape in self.shapes for size in shape.split() if len(size) == 1 and size.isalpha()})
+
     def __str__(self) -> str:
         return ", ".join(f"{name} ({shape})" for name, shape in self.shapes)
 
 
-def _held(layer: nn.Module, name: str) -> Tensor | None:
-    path, _, leaf = name.rpartition(".")
+def _submodule(layer: nn.Module, path: str) -> nn.Module | None:
     owner: nn.Module | None = layer
     for part in path.split(".") if path else ():
         owner = owner._modules.get(part) if owner is not None else None
+    return owner
+
+
+def _held(layer: nn.Module, name: str) -> Tensor | None:
+    path, _, leaf = name.rpartition(".")
+    owner = _submodule(layer, path)
     if owner is None:
         return None
     for kind in (owner._parameters, owner._buffers, vars(owner)):

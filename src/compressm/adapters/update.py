@@ -61,12 +61,12 @@ class Select(StateMap):
 
 
 def kept_entries(tensor: Tensor, indices: Tensor, dim: int) -> Tensor:
-    """The entries `indices` `(r,)` along `dim`, or `(H, r)` along dimension 1 of a tensor with H rows; a copy."""
+    """The entries `indices` `(r,)` along `dim`, or `(H, r)` with H the size of the dimension before `dim`; a copy."""
     indices = indices.to(tensor.device)
     if indices.ndim == 1:
         return torch.index_select(tensor, dim, indices)
-    rows = torch.arange(tensor.shape[0], device=tensor.device)
-    return tensor[rows[:, None], indices]
+    around = (1,) * (dim - 1), (1,) * (tensor.ndim - dim - 1)
+    return torch.take_along_dim(tensor, indices.reshape(*around[0], *indices.shape, *around[1]), dim)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,27 @@ class ExpandedWeights(ComplexWeights):
         return self.stored.tensors(value.squeeze(self.dim))
 
 
+@dataclass(frozen=True)
+class PermutedWeights(ComplexWeights):
+    """Weights whose dimensions are those of the stored tensors in another order, as `Tensor.permute` takes it."""
+
+    stored: ComplexWeights
+    order: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the stored tensors."""
+        return self.stored.names
+
+    def value(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The stored value in this order."""
+        return self.stored.value(tensors).permute(self.order)
+
+    def tensors(self, value: Tensor) -> dict[str, Tensor]:
+        """Those of the value in the stored order."""
+        return self.stored.tensors(value.permute([self.order.index(k) for k in range(len(self.order))]))
+
+
 @dataclass(frozen=True, eq=False)
 class ScaledInputs:
     """How B = gain * weights follows: `gain` `(*h, n)` before and after, real or complex; `embed` has B ~ embed(B').
@@ -155,11 +176,12 @@ def output_pullback(
     restrict: ConjugateLinear,
     old_gain: Tensor | None = None,
     new_gain: Tensor | None = None,
+    dim: int = 1,
 ) -> Pullback:
     """For C = gain * weights with C ~ restrict.right(C'): gradients follow as G' = restrict.right_adjoint(G).
 
     The gains `(*h, 1, n)` before and after, real or complex, are those of fixed input weights; None stands for 1. The
-    states are the second dimension of the stored tensors.
+    states are the dimension `dim` of the stored tensors.
     """
     n = restrict.linear.shape[-2]
 
@@ -169,6 +191,6 @@ def output_pullback(
         return weights.tensors(new if new_gain is None else new * new_gain.conj())
 
     def variances(old: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: typical(old[name], 1, n) for name in weights.names}
+        return {name: typical(old[name], dim, n) for name in weights.names}
 
     return Pullback(weights.names, covectors, variances)

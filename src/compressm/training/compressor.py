@@ -127,7 +127,7 @@ class InTrainingCompressor:
         self._mirrors = tuple(mirrors)
         require_mirrors(layers, self._mirrors, self.processes.size)
         self._whole = nn.ModuleList([model, *self._mirrors]) if mirrors else model
-        self.history = History({x.name: read_system(x).order for x in layers})
+        self.history = History({x.name: x.adapter.slots(x.module, read_system(x)) for x in layers})
         self._clock, self._peak = StepClock(self.history.initial), PeakMemory()
         self._steps, self._stopped, self._closed = 0, False, False
         self._probe: Probe | None = None

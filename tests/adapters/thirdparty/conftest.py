@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+_spec = importlib.util.spec_from_file_location("s4_modules", Path(__file__).with_name("s4_modules.py"))
+assert _spec is not None and _spec.loader is not None
+_s4_modules = importlib.util.module_from_spec(_spec)
+sys.modules["s4_modules"] = _s4_modules
+_spec.loader.exec_module(_s4_modules)
 
 
 class ReductionLRU(nn.Module):
@@ -44,6 +53,16 @@ ReductionLRU.__module__, ReductionLRU.__qualname__ = "lru.linear", "LRU"
 @pytest.fixture
 def reduction_lru() -> type[nn.Module]:
     return ReductionLRU
+
+
+@pytest.fixture
+def short_s4d() -> type[nn.Module]:
+    return _s4_modules.ShortS4D
+
+
+@pytest.fixture
+def convolution() -> type[nn.Module]:
+    return _s4_modules.Convolution
 
 
 @pytest.fixture
