@@ -38,6 +38,7 @@ from compressm.reduction.result import GramianSource as GramianSource
 from compressm.reduction.selection import ModalTruncation as ModalTruncation
 from compressm.settings import Balancing as Balancing
 from compressm.settings import CompressionSettings as CompressionSettings
+from compressm.settings import Unstable as Unstable
 from compressm.surgery.policy import StatePolicy as StatePolicy
 from compressm.training.compressor import InTrainingCompressor as InTrainingCompressor
 from compressm.training.guard import Guard as Guard

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -20,7 +21,14 @@ from compressm.adapters.moments import (
     observability_sum,
 )
 from compressm.adapters.registry import LayerRef
-from compressm.errors import AdapterError, CompressmError, InvalidSystemError, UnsupportedReductionError
+from compressm.errors import (
+    AdapterError,
+    CompressmError,
+    InvalidSystemError,
+    UnstableSystemError,
+    UnsupportedReductionError,
+)
+from compressm.linalg.clamping import Clamped, clamp_poles
 from compressm.linalg.forms import Frame, states_per_slot
 from compressm.linalg.gramians import GramianFactors, controllability_factor, dual, moment_factor
 from compressm.linalg.hankel import hankel_spectrum
@@ -36,10 +44,11 @@ from compressm.reduction.selection import ModalTruncation
 from compressm.reduction.shared import reduce_shared, share
 from compressm.reduction.trials import Trial, Trials
 from compressm.reduction.weighting import Refusal, Weighting
-from compressm.settings import BatchOrder, CompressionSettings
+from compressm.settings import BatchOrder, CompressionSettings, Unstable
 
 _ON_THE_CIRCLE = 1e-12  # |pole| - 1 that rounding in double precision may leave of an undamped oscillation
 _UNDAMPED_HORIZON = 1024  # steps, where nothing was captured
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,10 @@ class LayerAnalysis:
                 self.reducer = BalancedSelection()
         if isinstance(self.reducer, BalancedSelection) and self.system.output == "real":
             self.frame = Frame.REAL
+        self._clamped: Clamped | None = None
+        if settings.unstable is Unstable.CLAMP and not (self.system.is_stable() or is_undamped(self.system)):
+            self._clamped = self._clamp()
+            self.system = self._clamped.system
 
     @property
     def per_slot(self) -> int:
@@ -96,7 +109,34 @@ class LayerAnalysis:
         """Choose the order and, with `reduce`, reduce; where Gramians give an unstable system, with the next ones.
 
         The order of falling back is: the Gramians asked for, data with classical observability, white input, no cut.
+        An unstable layer, where its Gramians need a stable one, is what `settings.unstable` says.
         """
+        try:
+            decision = self._decide(reduce=reduce)
+        except UnstableSystemError as error:
+            if self.settings.unstable is not Unstable.SKIP:
+                raise
+            _logger.warning("%s This layer is not cut.", error)
+            nothing = self.system.a.real.new_zeros(*self.system.batch_shape, 0)
+            return Decision(nothing, None, None, None, (f"unstable, not cut: {error}",))
+        if self._clamped is None:
+            return decision
+        stored = "" if decision.reduction is not None else "; this is analysed, the layer keeps its poles"
+        _logger.warning("%s: %s%s.", self.ref.label, self._clamped, stored)
+        return replace(decision, fallbacks=(f"{self._clamped}{stored}", *decision.fallbacks))
+
+    def _clamp(self) -> Clamped:
+        """The system with its poles moved inside the unit circle, where the layer can store them there."""
+        stores_poles = self.ref.adapter.form in (Form.DIAGONAL, Form.DENSE)
+        if not (stores_poles and isinstance(self.reducer, Reducer)):
+            raise UnstableSystemError(
+                f"{self.ref.label}: the spectral radius is {float(self.system.spectral_radius().max()):.9g}, and "
+                f"{type(self.ref.module).__name__} under {type(self.reducer).__name__} keeps its present poles: they "
+                f"cannot be clamped. Use unstable=Unstable.SKIP, or a stable parametrization."
+            )
+        return clamp_poles(self.system, self.settings.stability_margin)
+
+    def _decide(self, *, reduce: bool) -> Decision:
         if isinstance(self.reducer, ModalTruncation):
             return self._select(self._modal_keep_sets(self.reducer), None, reduce, ())
         fallbacks: list[str] = []

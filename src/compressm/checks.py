@@ -46,6 +46,13 @@ def require_kind(
         raise error(f"{name} is {brief(value)}; wanted {names}.")
 
 
+def require_each(name: str, values: object, kind: type, *, wanted: str) -> None:
+    """Raise ConfigError unless `values` is a list or tuple of instances of `kind`."""
+    require_kind(name, values, list, tuple, wanted=wanted)
+    for value in values if isinstance(values, list | tuple) else ():
+        require_kind(f"One of {name}", value, kind, wanted=wanted)
+
+
 def brief(value: object) -> str:
     """`repr(value)`, or its type where that is long."""
     text = repr(value)

@@ -20,6 +20,7 @@ from compressm.adapters.registry import Adapters, LayerRef, find_layers
 from compressm.adapters.uncompiled import uncompiled
 from compressm.adapters.update import LayerUpdate
 from compressm.analysis import Decision, LayerAnalysis, read_system, significant_tail
+from compressm.checks import require_each, require_kind
 from compressm.errors import SurgeryError, TiedParametersError, UnstableSystemError
 from compressm.linalg.horizon import horizon_norms
 from compressm.linalg.norms import difference, h2_norm, hinf_estimate, hinf_norm
@@ -36,6 +37,7 @@ from compressm.reduction.report import (
 from compressm.reduction.result import GramianSource, Reduction
 from compressm.settings import CompressionSettings
 from compressm.surgery.operation import operate
+from compressm.surgery.optimizer import as_sequence
 from compressm.surgery.wrappers import require_plain
 
 _logger = logging.getLogger(__name__)
@@ -91,7 +93,7 @@ def analyze(
     Raises AdapterError where an adapter misreads its layer, InvalidSystemError for NaN or infinite weights and
     UnstableSystemError for an unstable layer, naming the layer.
     """
-    settings = settings or CompressionSettings()
+    settings = _checked(settings, calibration, budgets)
     model = uncompiled(model)
     layers = _layers(model, adapters)
     plans = []
@@ -126,9 +128,12 @@ def compress_(
     Model and optimizers are as before then.
     """
     started = time.perf_counter()
-    settings = settings or CompressionSettings()
+    settings = _checked(settings, calibration, budgets)
     model = uncompiled(model)
     require_plain(model)
+    require_each("mirrors", mirrors, nn.Module, wanted="a sequence of copies of the model")
+    for item in () if optimizer is None else as_sequence(optimizer):
+        require_kind("optimizer", item, Optimizer, wanted="a torch.optim.Optimizer, or a sequence of them")
     layers = _layers(model, adapters)
     cuts = []
     for layer in layers:
@@ -159,6 +164,18 @@ def compress_(
     for warning in warnings:
         _logger.warning("%s", warning)
     return CompressionReport(reports, time.perf_counter() - started, _unsupported(model, layers), warnings)
+
+
+def _checked(
+    settings: CompressionSettings | None, calibration: Calibration | None, budgets: Mapping[str, Budget] | None
+) -> CompressionSettings:
+    """The settings, or the defaults; raises ConfigError where an argument is of another kind."""
+    require_kind("settings", settings, CompressionSettings, type(None))
+    require_kind("calibration", calibration, Calibration, type(None))
+    require_kind("budgets", budgets, Mapping, type(None), wanted="a mapping from layers' names to budgets")
+    for name, budget in (budgets or {}).items():
+        require_kind(f"budgets[{name!r}]", budget, Budget)
+    return settings or CompressionSettings()
 
 
 def _layers(model: nn.Module, adapters: Adapters | None) -> list[_Layer]:

@@ -14,6 +14,7 @@ from compressm.adapters.registry import LayerRef, find_layers
 from compressm.adapters.s4d import S4DAdapter
 from compressm.adapters.s5 import S5Adapter
 from compressm.analysis import read_system
+from compressm.checks import require_kind
 from compressm.errors import AdapterError
 from compressm.layers.base import SequenceLayer
 from compressm.layers.config import ModelConfig
@@ -49,14 +50,14 @@ def convert_(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
 
     Raises AdapterError for a name that is no such layer, where the model itself is the layer, for a D that is no
     diagonal, where a state matrix cannot be diagonalized to working precision, and for a part of the layers of a
-    `SequenceModel`, whose `config` names one kind for all; SurgeryError for a wrapped model.
+    `SequenceModel`, whose `config` names one kind for all; SurgeryError for a wrapped model; ConfigError where `names`
+    holds anything but names.
     """
     require_plain(model)
+    chosen = None if names is None else _list(names)
     found = {ref.name: ref for ref in find_layers(model)}
-    if names is None:
+    if chosen is None:
         chosen = [n for n, ref in found.items() if isinstance(ref.module, SequenceLayer) and not _is_general(ref)]
-    else:
-        chosen = list(names)
     if missing := [name for name in chosen if name not in found]:
         raise AdapterError(f"The model has no layers {missing}; it has {list(found)}.")
     replaced = {id(found[name].module): _converted(found[name]) for name in chosen}
@@ -91,6 +92,13 @@ def _configs(model: nn.Module, replaced: Mapping[int, SequenceLayer]) -> list[tu
             )
         found.append((part, part.config.with_layer(kind)))
     return found
+
+
+def _list(names: Iterable[str]) -> list[str]:
+    require_kind("names", names, list, tuple, set, frozenset, wanted="the names of layers, in a list")
+    for name in names:
+        require_kind("A layer's name", name, str)
+    return list(names)
 
 
 def _is_general(ref: LayerRef) -> bool:

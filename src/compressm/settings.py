@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 
+from compressm.checks import require_integer, require_kind, require_number
 from compressm.errors import ConfigError
+from compressm.linalg.clamping import MARGIN
 from compressm.linalg.forms import Frame
 from compressm.reduction.criteria import Criterion, HankelEnergy, OrderPolicy
 from compressm.reduction.keeping import BalancedSelection
@@ -35,6 +37,14 @@ class BatchOrder(Enum):
     POOLED = "pooled"  # the order that the mean of the systems' Hankel singular values wants
 
 
+class Unstable(Enum):
+    """What becomes of a layer with poles outside the unit circle, where its Gramians need stable ones."""
+
+    ERROR = "error"  # UnstableSystemError; in training `on_error` says whether the cut of all layers is then skipped
+    SKIP = "skip"  # this layer stays as it is, the others are cut
+    CLAMP = "clamp"  # what is analysed, and stored by a cut, has these poles inside it by `stability_margin`
+
+
 @dataclass(frozen=True)
 class CompressionSettings:
     """How a layer is analysed and cut.
@@ -50,6 +60,9 @@ class CompressionSettings:
       A layer that stores only a choice of its present states gets BalancedSelection in place of the first two.
     * `optimizer_policy`: what becomes of the optimizer state of the parameters that are cut.
     * `exact_norms`: compute the H-infinity error exactly instead of a lower estimate on a grid.
+    * `unstable`: ERROR, SKIP, or CLAMP to move unstable poles to the radius 1 - `stability_margin`, along their rays,
+      in layers that store new poles. The report's `fallbacks` say what was done; a layer that is not cut keeps its
+      poles. Stable layers are cut the same whatever it is.
     * `limits`: what a reduced system must satisfy to be stored.
     """
 
@@ -66,17 +79,18 @@ class CompressionSettings:
     optimizer_policy: StatePolicy = StatePolicy.TRANSPORT
     exact_norms: bool = False
     limits: Limits = field(default_factory=Limits)
+    unstable: Unstable = Unstable.ERROR
+    stability_margin: float = 1e-3
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():
-            value = getattr(self, name)
-            if not isinstance(value, kind):
-                wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
-                raise ConfigError(f"CompressionSettings.{name} is {value!r}; wanted a {wanted}.")
+            require_kind(f"CompressionSettings.{name}", getattr(self, name), *kind)
         if self.controllability is GramianSource.LOSS or self.observability is GramianSource.DATA:
             raise ConfigError("Controllability is weighted by DATA and observability by LOSS, not the other way round.")
-        if self.horizon is not None and (not isinstance(self.horizon, int) or self.horizon < 1):
-            raise ConfigError(f"CompressionSettings.horizon is {self.horizon!r}; wanted None or 1 or more steps.")
+        if self.horizon is not None:
+            require_integer("CompressionSettings.horizon", self.horizon, 1)
+        margin = self.stability_margin
+        require_number("CompressionSettings.stability_margin", margin, 0, 1, above=True, below=True, wanted=MARGIN)
         self.order_policy()
 
     def order_policy(self) -> OrderPolicy:
@@ -88,15 +102,17 @@ class CompressionSettings:
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
 
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "criterion": Criterion,
-    "batch_order": BatchOrder,
-    "balancing": Balancing,
-    "controllability": GramianSource,
-    "observability": GramianSource,
+_KINDS: dict[str, tuple[type, ...]] = {
+    "criterion": (Criterion,),
+    "batch_order": (BatchOrder,),
+    "balancing": (Balancing,),
+    "controllability": (GramianSource,),
+    "observability": (GramianSource,),
     "reducer": (Reducer, BalancedSelection, ModalTruncation),
-    "optimizer_policy": StatePolicy,
-    "limits": Limits,
+    "optimizer_policy": (StatePolicy,),
+    "exact_norms": (bool,),
+    "limits": (Limits,),
+    "unstable": (Unstable,),
 }
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,46 @@ from torch import Tensor, nn
 
 import compressm as c
 from compressm import training as t
-from compressm.checkpoint.tree import encode
 from compressm.cli.config import RunConfig
 from compressm.cli.parsing import build, flatten, parse_assignments
 from compressm.cli.recipes import read_yaml, resolve
-from compressm.layers import LRU, DenseSSM, ModelConfig, SequenceModel
+from compressm.convert import convert_
+from compressm.errors import ConfigError
+from compressm.layers import (
+    DSS,
+    LRU,
+    LSSL,
+    S4,
+    S4D,
+    S5,
+    DampedLinOSS,
+    DenseSSM,
+    LinOSS,
+    ModelConfig,
+    RotationSSM,
+    SequenceModel,
+)
+from compressm.linalg.clamping import clamp_poles
+from compressm.ops import (
+    CostTable,
+    bank_lti,
+    bank_reference,
+    bank_step,
+    choose_form,
+    dense_bank_response,
+    dense_lti,
+    dense_reference,
+    diagonal_lti,
+    diagonal_reference,
+    diagonal_step,
+    use_cost_table,
+    use_kernels,
+)
+from compressm.reduction.weighting import Limits
 
-EXAMPLES = 80  # of each of seven kinds, thrice as many of settings
+NewRun = Callable[..., Any]
+
+EXAMPLES = 80  # of each of eight kinds, thrice as many of settings
 N, H = 4, 3
 
 PLAIN = [
@@ -79,50 +112,28 @@ def alterations(draw: st.DrawFn, value: Any) -> Any:
     return altered(value, path, draw(hostile), draw(st.sampled_from(["replace", "replace", "remove", "add"])))
 
 
-class Training:
-    """A small model with an optimizer that has moments."""
-
-    def __init__(self, **options: Any) -> None:
-        torch.manual_seed(0)
-        self.model = SequenceModel(ModelConfig(inputs=2, outputs=2, width=3, order=8, **options))
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-2)
-
-    def backward(self) -> None:
-        self.optimizer.zero_grad()
-        self.model(torch.randn(3, 6, 2)).square().mean().backward()
-
-    def step(self) -> None:
-        self.backward()
-        self.optimizer.step()
-
-    def fingerprint(self) -> Any:
-        """Values (NaN included), shapes, places in memory, gradients, optimizer state and modes."""
-        model = [
-            (n, id(t), t.data_ptr(), tuple(t.shape), t.detach().numpy().tobytes(), t.requires_grad)
-            for n, t in (*self.model.named_parameters(), *self.model.named_buffers())
-        ]
-        grads = [None if p.grad is None else p.grad.numpy().tobytes() for p in self.model.parameters()]
-        held: dict[str, Tensor] = {}
-        tree = encode(copy.copy(self.optimizer.state_dict()), "optimizer", held)
-        modes = [m.training for m in self.model.modules()]
-        return model, grads, repr(tree), [(n, t.numpy().tobytes()) for n, t in held.items()], modes
-
-
+LAYER = {"width": H, "order": N}
 CONSTRUCTORS: dict[Callable[..., Any], dict[str, Any]] = {
+    c.HankelEnergy: {},
+    c.ErrorBound: {"tolerance": 1.0},
+    c.FixedOrder: {"order": 3},
+    c.FixedFraction: {"drop": 0.2},
+    c.BalancedTruncation: {},
+    c.BalancedSelection: {},
+    c.ModalTruncation: {},
+    c.CompressionSettings: {},
+    Limits: {},
+    CostTable: {"scale": {"chunked": 1.0}},
+    ModelConfig: {},
     t.At: {"steps": (1, 2)},
-    t.Every: {"interval": 3, "start": 0, "stop": None},
-    t.WarmupThenEvery: {"warmup": 1, "interval": 2, "stop": None},
+    t.Every: {"interval": 3},
+    t.WarmupThenEvery: {"warmup": 1, "interval": 2},
     t.Window: {"start": 0, "end": 10, "cuts": 2},
-    t.Guard: {
-        "metric": float, "allowed": 0.1, "higher_is_better": True, "probe_after": 3, "stop_after_rollback": True
-    },
-    t.CutPlan: {
-        "schedule": t.At((1,)), "settings": c.CompressionSettings(), "criteria": (), "calibration_steps": 2,
-        "guard": None,
-    },
-    LRU: {"width": 3, "order": 4, "r_min": 0.1, "r_max": 0.9, "max_phase": 1.0, "generator": None},
-    DenseSSM: {"width": 3, "order": 4, "r_min": 0.1, "r_max": 0.9, "max_phase": 1.0, "generator": None},
-}  # fmt: skip
+    t.Guard: {"metric": float, "allowed": 0.1, "higher_is_better": True, "probe_after": 3},
+    t.CutPlan: {"schedule": t.At((1,)), "settings": c.CompressionSettings()},
+    **dict.fromkeys((LRU, DenseSSM, DSS, LSSL, RotationSSM, S4, S4D, S5, LinOSS, DampedLinOSS), LAYER),
+}
+"""What needs no more than these arguments; any that its signature has is then replaced by a hostile one."""
 
 
 def fuzz(examples: int = EXAMPLES) -> Any:
@@ -149,41 +160,99 @@ def refused(call: Callable[[], Any]) -> bool:
 @given(data=st.data())
 def test_settings_and_layers(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(list(CONSTRUCTORS)))
-    field = data.draw(st.sampled_from(list(CONSTRUCTORS[kind])))
-    given_ = {name: value for name, value in CONSTRUCTORS[kind].items() if value is not None}
-    refused(lambda: kind(**{**given_, field: data.draw(hostile)}))
+    field = data.draw(st.sampled_from(list(signature(kind).parameters)))
+    refused(lambda: kind(**{**CONSTRUCTORS[kind], field: data.draw(hostile)}))
+
+
+@fuzz(2 * EXAMPLES)
+@given(data=st.data())
+def test_recurrences_and_systems(data: st.DataObject) -> None:
+    re = torch.randn
+    diagonal = {
+        "nu": torch.rand(N), "theta": torch.rand(N), "b_re": re(N, H), "b_im": re(N, H), "c_re": re(H, N),
+        "c_im": re(H, N), "u": re(2, 5, H),
+    }  # fmt: skip
+    one = {**diagonal, "u": re(2, H), "state": torch.zeros(2, N, 2)}
+    bank = {"nu": torch.rand(H, N), "theta": torch.rand(H, N), "w_re": re(H, N), "w_im": re(H, N), "u": re(2, 5, H)}
+    dense = {"a": torch.eye(N) / 2, "b": re(N, H), "c": re(H, N), "u": re(2, 5, H)}
+    system = {"a": torch.rand(N) / 2, "b": re(N, H), "c": re(H, N), "d": None, "output": "real", "log_a": None}
+    sizes = dict.fromkeys(("batch", "length", "inputs", "outputs", "order"), 3)
+    whole = c.StateSpace(**system)
+    calls: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+        (diagonal_lti, {**diagonal, "form": None, "feedthrough": None}),
+        (diagonal_reference, diagonal),
+        (diagonal_step, {**one, "feedthrough": None}),
+        (bank_lti, {**bank, "feedthrough": None}),
+        (bank_reference, bank),
+        (bank_step, {**bank, "u": re(2, H), "state": torch.zeros(2, H, N, 2), "feedthrough": re(H)}),
+        (dense_lti, dense),
+        (dense_reference, dense),
+        (dense_bank_response, {"a": re(H, N, N), "b": re(H, N), "c": re(H, N), "length": 5}),
+        (choose_form, {**sizes, "training": True, "machine": None}),
+        (c.StateSpace, {**system, "sampling_time": 1.0}),
+        (c.hankel_singular_values, {"system": whole, "frame": c.Frame.REAL, "horizon": None}),
+        (clamp_poles, {"system": whole, "margin": 0.1}),
+    ]
+    function, arguments = data.draw(st.sampled_from(calls))
+    name = data.draw(st.sampled_from(list(arguments)))
+    refused(lambda: function(**{**arguments, name: data.draw(hostile)}))
 
 
 @fuzz()
 @given(data=st.data())
-def test_weights_gradients_and_optimizer_state(data: st.DataObject) -> None:
-    """NaN, infinities and absurd sizes anywhere in the run that is cut."""
-    run = Training(layer=data.draw(st.sampled_from(["lru", "dense"])))
+def test_analysis_cut_and_compressor(data: st.DataObject, new_run: NewRun) -> None:
+    run = new_run()
     run.step()
-    where = data.draw(st.sampled_from(["weight", "gradient", "moment"]))
-    parameter = data.draw(st.sampled_from([p for n, p in run.model.named_parameters() if ".ssm." in n]))
-    value = data.draw(
-        st.sampled_from([float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 1e20, -100.0, 0.0, 40.0])
-    )
-    target = {"weight": parameter, "gradient": parameter.grad, "moment": run.optimizer.state[parameter]["exp_avg"]}
-    with torch.no_grad():
-        target[where].view(-1)[data.draw(st.integers(0, parameter.numel() - 1))] = value
+    verbs: list[Callable[..., Any]] = [
+        c.analyze, c.compress_, c.find_layers, c.InTrainingCompressor, c.Calibration, convert_
+    ]  # fmt: skip
+    function = data.draw(st.sampled_from(verbs))
+    name = data.draw(st.sampled_from(list(signature(function).parameters)))
+    own: dict[str, Any] = {"model": run.model}
+    if function is c.InTrainingCompressor:
+        own |= {"optimizer": run.optimizer, "schedule": t.At((3,))}
     before = run.fingerprint()
-    chosen = c.CompressionSettings(criterion=c.FixedOrder(data.draw(st.integers(1, 7))))
-    if refused(lambda: c.compress_(run.model, chosen, optimizer=run.optimizer)):
+    if refused(lambda: function(**{**own, name: data.draw(hostile)})):
         assert run.fingerprint() == before
-    else:
-        assert all(torch.isfinite(p).all() for n, p in run.model.named_parameters() if ".ssm." in n)
 
 
-def compressor_of(run: Training) -> t.InTrainingCompressor:
+def test_switches_for_the_process() -> None:
+    for function in (use_kernels, use_cost_table):
+        assert all(refused(lambda: function(value)) for value in (None, 1, "x", len))  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"on_error": "raise"},
+        {"total_steps": "100"},
+        {"total_steps": 100.0},
+        {"schedule": "every 100"},
+        {"schedule": t.At((3,)), "criteria": c.FixedOrder(3)},
+        {"schedule": t.At((3,)), "criteria": [3]},
+        {"schedule": t.At((3,)), "criteria": "abc"},
+        {"schedule": t.At((3,)), "settings": "no such preset"},
+        {"schedule": t.At((3,)), "guard": 0.1},
+        {"schedule": t.At((3,)), "total_steps": 100},
+        {},
+    ],
+)
+def test_plain_mistakes_with_a_compressor(wrong: dict[str, Any], new_run: NewRun) -> None:
+    run = new_run()
+    before = run.fingerprint()
+    arguments = wrong if {"schedule", "total_steps"} & set(wrong) or not wrong else {"schedule": t.At((3,)), **wrong}
+    with pytest.raises(ConfigError):
+        c.InTrainingCompressor(run.model, run.optimizer, **arguments)
+    assert run.fingerprint() == before
+
+
+def compressor_of(run: Any) -> t.InTrainingCompressor:
     guard = t.Guard(lambda: 1.0, allowed=1.0, higher_is_better=True, probe_after=3)
     arguments: dict[str, Any] = {"schedule": t.At((3, 8)), "criteria": (c.FixedOrder(5),), "guard": guard}
     return c.InTrainingCompressor(run.model, run.optimizer, **arguments)
 
 
-def trained(steps: int) -> tuple[Training, t.InTrainingCompressor]:
-    run = Training()
+def trained(run: Any, steps: int) -> tuple[Any, t.InTrainingCompressor]:
     compressor = compressor_of(run)
     for _ in range(steps):
         run.step()
@@ -193,8 +262,10 @@ def trained(steps: int) -> tuple[Training, t.InTrainingCompressor]:
 
 @fuzz()
 @given(data=st.data())
-def test_states_of_a_compressor(data: st.DataObject) -> None:
-    run, compressor = trained(data.draw(st.sampled_from([2, 4, 7])))  # captures; a pending probe; both behind
+def test_states_of_a_compressor(data: st.DataObject, new_run: NewRun) -> None:
+    run, compressor = trained(
+        new_run(), data.draw(st.sampled_from([2, 4, 7]))
+    )  # captures; a pending probe; both behind
     state = data.draw(st.one_of(alterations(compressor.state_dict()), hostile))
     before = run.fingerprint(), compressor.steps, compressor.history, compressor.pending_probe
     if refused(lambda: compressor.load_state_dict(state)):
@@ -203,23 +274,37 @@ def test_states_of_a_compressor(data: st.DataObject) -> None:
         compressor.step()
 
 
-@fuzz()
-@given(data=st.data())
-def test_records(data: st.DataObject) -> None:
-    schedules = [t.At((1, 2)), t.Every(3), t.Window(0, 9, 3), t.WarmupThenEvery(1, 2)]
-    records: list[tuple[Callable[[Any], Any], Any]] = [
-        (t.schedule_from_dict, data.draw(st.sampled_from(schedules)).to_dict()),
+@pytest.fixture(scope="module")
+def recorded(new_run: NewRun) -> list[tuple[Callable[[Any], Any], Any]]:
+    """What reads a record, and a record of a real run."""
+    run, compressor = trained(new_run(), 4)
+    bank = new_run(layer="s4d").model
+    return [
+        (t.History.from_dict, compressor.history.to_dict()),
+        (c.CompressionReport.from_dict, compressor.history.cuts[0].report.to_dict()),
+        (c.ReductionPlan.from_dict, c.analyze(run.model).to_dict()),
+        (c.ReductionPlan.from_dict, c.analyze(bank).to_dict()),
+        (c.CompressionReport.from_dict, c.compress_(bank).to_dict()),
+        *(
+            (t.schedule_from_dict, schedule.to_dict())
+            for schedule in (t.At((1, 2)), t.Every(3), t.Window(0, 9, 3), t.WarmupThenEvery(1, 2))
+        ),
         (ModelConfig.from_dict, ModelConfig().to_dict()),
     ]
-    read, record = data.draw(st.sampled_from(records))
+
+
+@fuzz(2 * EXAMPLES)
+@given(data=st.data())
+def test_records(data: st.DataObject, recorded: list[tuple[Callable[[Any], Any], Any]]) -> None:
+    read, record = data.draw(st.sampled_from(recorded))
     assert not refused(lambda: read(record))
     refused(lambda: read(data.draw(st.one_of(alterations(record), hostile))))
 
 
 @fuzz()
 @given(data=st.data())
-def test_checkpoints(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    run, compressor = trained(4)
+def test_checkpoints(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory, new_run: NewRun) -> None:
+    run, compressor = trained(new_run(), 4)
     folder = tmp_path_factory.mktemp("c")
     own: dict[str, Any] = {"model": run.model, "optimizer": run.optimizer, "compressor": compressor, "extra": {"a": 1}}
     name = data.draw(st.sampled_from(["path", "scheduler", "adapters", "rng", *own]))
@@ -259,6 +344,6 @@ def test_configurations(data: st.DataObject, tmp_path_factory: pytest.TempPathFa
 def test_that_hostile_values_are_hostile() -> None:
     """The sound values pass: what is refused above is refused for what was altered."""
     for kind, arguments in CONSTRUCTORS.items():
-        assert not refused(lambda: kind(**{n: v for n, v in arguments.items() if v is not None}))  # noqa: B023
-    assert refused(lambda: t.Every(0))
+        assert not refused(lambda: kind(**arguments))  # noqa: B023
+    assert refused(lambda: c.HankelEnergy(float("nan")))
     assert isinstance(SequenceModel(ModelConfig(order=2)), torch.nn.Module)

@@ -12,6 +12,7 @@ from compressm.adapters.registry import LayerRef
 from compressm.adapters.uncompiled import uncompiled
 from compressm.adapters.update import LayerUpdate
 from compressm.errors import SurgeryError
+from compressm.linalg.parallel import eigenvalues
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.result import ConjugateLinear, Reduction
 
@@ -40,7 +41,8 @@ def mirrored_update(mirror: LayerRef, full: StateSpace, reduction: Reduction) ->
     The copy's system (A, B, C) lives in the layer's coordinates, and it is projected as the layer's was:
     A' = restrict A embed, B' = restrict B, C' = C embed. A diagonal layer keeps the diagonal of A', which gives its
     eigenvalues to first order in the difference between copy and layer, because the layer's own A' is diagonal. Where
-    such a pole would not be stable, or would turn across the angle 0, the layer's is taken. So copy and layer share
+    such a pole would not be stable, or would turn across the angle 0, the layer's is taken, and so is its A' where a
+    dense one would not be stable. So copy and layer share
     their coordinates after the cut as before, and averaging goes on. Where a reduction has no maps, or changes D
     (singular perturbation), the copy takes the values of the layer.
     """
@@ -56,6 +58,8 @@ def _mirrored(own: StateSpace, full: StateSpace, reduction: Reduction) -> Reduct
     b, c = b.to(system.b.dtype), c.to(system.c.dtype)
     if not system.is_diagonal:
         a = restrict.linear @ own.a @ embed.linear
+        stable = eigenvalues(a).abs().amax(-1) < 1
+        a = torch.where(stable[..., None, None], a, system.a.to(a.dtype))
         return replace(reduction, system=replace(system, a=a, b=b, c=c, d=own.d, log_a=None))
     a = system.a + _diagonal(own.a - full.a, restrict, embed).to(system.a.dtype)
     turned = torch.remainder(torch.angle(system.a), 2 * torch.pi) + torch.angle(a / system.a)

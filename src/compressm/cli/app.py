@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated, Any
 
@@ -31,6 +32,9 @@ app.command()(bench)
 
 # Older versions of typer raise click's errors, newer ones those of their own copy of click: typer names neither.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+_FILE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # writing names no file then
 
 
 def _version(wanted: bool) -> None:
@@ -64,9 +68,10 @@ def run(arguments: list[str] | None = None) -> int:
         typer.secho(f"Error: {error}", err=True, fg=typer.colors.RED)
         return 2
     except OSError as error:
-        if error.filename is None:  # no file that the user named is to blame
+        if error.filename is None and error.errno not in _FILE_SYSTEM:  # no file is to blame
             raise
-        typer.secho(f"Error: {error.filename}: {error.strerror}.", err=True, fg=typer.colors.RED)
+        where = "" if error.filename is None else f"{error.filename}: "
+        typer.secho(f"Error: {where}{error.strerror}.", err=True, fg=typer.colors.RED)
         return 2
     except typer.Exit as error:
         return error.exit_code

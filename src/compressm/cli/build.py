@@ -105,7 +105,7 @@ def build_settings(options: CompressionConfig, chosen: Preset) -> CompressionSet
     elif isinstance(criterion, HankelEnergy):
         discard = criterion.discard if options.discard is None else options.discard
         criterion = HankelEnergy(discard, options.reference or criterion.reference)
-    names = ("multiple", "floor", "minimum_gain", "optimizer_policy")
+    names = ("multiple", "floor", "minimum_gain", "optimizer_policy", "unstable")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return replace(chosen.settings, criterion=criterion, **given)
 

@@ -11,6 +11,7 @@ from compressm.errors import ConfigError
 from compressm.layers.families import LayerKind
 from compressm.layers.norm import NormKind
 from compressm.reduction.criteria import Reference
+from compressm.settings import Unstable
 from compressm.surgery.policy import StatePolicy
 
 
@@ -130,7 +131,7 @@ class CompressionConfig:
     When: `cuts` equidistant cuts in `window` (first, last step), or every `every` steps (inside `window` where given),
     or `at` the given steps. How far: by `discard` (fraction of the sum of Hankel singular values), or the k-th cut to
     the k-th of `orders`, or a fraction `drop` of the states at each cut, or as far as the `bound` on the H-infinity
-    error allows. `reference`, `multiple`, `floor`, `minimum_gain` and `optimizer_policy` are those of
+    error allows. `reference`, `multiple`, `floor`, `minimum_gain`, `optimizer_policy` and `unstable` are those of
     `CompressionSettings`; `calibration_steps` before a cut are captured. `guard` takes a cut back where the
     validation metric is worse by more than this after `guard_probe` steps.
     """
@@ -150,6 +151,7 @@ class CompressionConfig:
     floor: int | None = None
     minimum_gain: float | None = None
     optimizer_policy: StatePolicy | None = None
+    unstable: Unstable | None = None
     calibration_steps: int = 2
     guard: float | None = None
     guard_probe: int = 50

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +24,47 @@ class MetricsFile:
         """Open `path` and cut it off at `length` bytes.
 
         Raises:
-            CheckpointError: the file is shorter than `length`.
+            CheckpointError: the file is shorter than `length`, or the file system refuses, then and later.
         """
-        path.touch()
-        found = path.stat().st_size
+        self._path = path
+        with self._told():
+            path.touch()
+            found = path.stat().st_size
         if found < length:
             raise CheckpointError(
                 f"{path} has {found} bytes, but the checkpoint was written when it had {length}: it was altered. "
                 f"Restore it, or start a new run with --config {path.with_name('config.yaml')}."
             )
-        os.truncate(path, length)
-        self._stream = path.open("a", encoding="utf-8")
+        with self._told():
+            os.truncate(path, length)
+            self._stream = path.open("a", encoding="utf-8")
 
     def append(self, record: Mapping[str, object]) -> None:
         """Write one record; numbers that are not finite become null."""
-        self._stream.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+        with self._told():
+            self._stream.write(json.dumps(_plain(record), allow_nan=False) + "\n")
 
     def sync(self) -> int:
         """Bring everything to the disk; the file's length in bytes."""
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        return self._stream.tell()
+        with self._told():
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            return self._stream.tell()
 
     def close(self) -> None:
         """Close the file."""
-        self._stream.close()
+        with self._told():
+            self._stream.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._path} could not be written: {error.strerror or error}. Free space, then go on with the run "
+                f"(--resume): its checkpoints are sound."
+            ) from error
 
 
 def read_metrics(path: Path) -> list[Record]:

@@ -68,7 +68,7 @@ class SequenceLayer(nn.Module, ABC):
         return f"width={self.width}, order={self.order}"
 
 
-def check_size(layer: str, width: int, order: int, generator: torch.Generator | None = None) -> None:
+def check_size(layer: str, width: int, order: int, generator: torch.Generator | None) -> None:
     """Raise ConfigError unless a layer of this width and order exists, and `generator` is one."""
     require_kind(f"{layer}: generator", generator, torch.Generator, type(None))
     require_integer(f"{layer}: width", width, 1, most=LARGEST_SIZE)

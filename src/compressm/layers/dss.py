@@ -7,7 +7,7 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
-from compressm.errors import ConfigError
+from compressm.checks import require_integer
 from compressm.layers.bank import DiagonalBankLayer, sampled_bank
 from compressm.layers.base import check_size, member
 from compressm.layers.hippo import DiagonalInit, check_steps, initial_poles, log_uniform
@@ -55,10 +55,9 @@ class DSS(DiagonalBankLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_size("DSS", width, order)
+        check_size("DSS", width, order, generator)
         check_steps("DSS", dt_min, dt_max)
-        if length < 1:
-            raise ConfigError(f"DSS: length is {length}; wanted 1 or more.")
+        require_integer("DSS: length", length, 1)
         self.discretization = member(DSSKernel, discretization, "DSS: discretization")
         self.length = length
         decay, frequency = initial_poles(member(DiagonalInit, init, "DSS: init"), order)

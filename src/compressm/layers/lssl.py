@@ -39,7 +39,7 @@ class LSSL(BankLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_size("LSSL", width, order)
+        check_size("LSSL", width, order, generator)
         check_steps("LSSL", dt_min, dt_max)
         a, b, _ = legs(order)
         self.A, self.B = nn.Parameter(a.float()), nn.Parameter(b.float())

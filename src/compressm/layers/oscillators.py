@@ -93,7 +93,7 @@ class LinOSS(OscillatorLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_size("LinOSS", width, order)
+        check_size("LinOSS", width, order, generator)
         self.discretization = member(Rule, discretization, "LinOSS: discretization")
         self.A = nn.Parameter(torch.rand(order, generator=generator))
         self.step_size = nn.Parameter(torch.rand(order, generator=generator))
@@ -135,7 +135,7 @@ class DampedLinOSS(OscillatorLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_size("DampedLinOSS", width, order)
+        check_size("DampedLinOSS", width, order, generator)
         check_ring("DampedLinOSS", r_min, r_max, max_phase)
         squared = r_min**2 + (r_max**2 - r_min**2) * torch.rand(order, generator=generator, dtype=torch.float64)
         theta = min(max_phase, math.pi) * torch.rand(order, generator=generator, dtype=torch.float64)

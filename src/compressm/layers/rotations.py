@@ -40,7 +40,7 @@ class RotationSSM(DiagonalLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_size("RotationSSM", width, order)
+        check_size("RotationSSM", width, order, generator)
         check_ring("RotationSSM", r_min, r_max, max_phase)
 
         def normal(*shape: int) -> torch.Tensor:

@@ -44,7 +44,7 @@ class S4(BankLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_size("S4", width, order)
+        check_size("S4", width, order, generator)
         check_steps("S4", dt_min, dt_max)
         frequency, vectors = diagonal_legs(order)
         _, b, p = (t.to(vectors.dtype) for t in legs(order))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from compressm.checks import require_integer, require_kind
 from compressm.errors import InvalidSystemError
 from compressm.linalg.forms import Frame, in_frame, mirrored
 from compressm.linalg.kautz import kautz_factor, takenaka_factor
@@ -44,6 +45,10 @@ def gramian_factors(system: StateSpace, frame: Frame = Frame.REAL, horizon: int 
 
     Raises UnstableSystemError without a horizon where a pole is not strictly stable.
     """
+    require_kind("system", system, StateSpace, error=InvalidSystemError)
+    require_kind("frame", frame, Frame)
+    if horizon is not None:
+        require_integer("horizon", horizon, 1)
     system = system.to_double()
     if horizon is None:
         system.require_stable()

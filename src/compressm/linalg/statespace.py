@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from compressm.checks import brief, require_kind
 from compressm.errors import InvalidSystemError, UnstableSystemError
 from compressm.linalg.elementary import complex_expm1
 from compressm.linalg.parallel import eigenvalues
@@ -241,6 +242,7 @@ class StateSpace:
 
 def _check(system: StateSpace) -> None:
     a, b, c, d = system.a, system.b, system.c, system.d
+    _check_kinds(system)
     found = f"a {tuple(a.shape)}, b {tuple(b.shape)}, c {tuple(c.shape)}" + (
         f", d {tuple(d.shape)}" if d is not None else ""
     )
@@ -256,8 +258,6 @@ def _check(system: StateSpace) -> None:
         raise InvalidSystemError(f"log_a {tuple(system.log_a.shape)} belongs to a diagonal a; found {found}.")
     if d is not None and d.is_complex() and system.output == "real":
         raise InvalidSystemError("d is complex, but the output is real; wanted a real d or output='complex'.")
-    if system.sampling_time < 0:
-        raise InvalidSystemError(f"sampling_time is {system.sampling_time}; wanted 0 (continuous) or a positive step.")
     if system.log_a is not None and bool(torch.isnan(system.log_a).any()):
         raise InvalidSystemError(f"log_a has {int(torch.isnan(system.log_a).sum())} values that are NaN.")
     for name, tensor in (("a", a), ("b", b), ("c", c), ("d", d)):
@@ -266,3 +266,20 @@ def _check(system: StateSpace) -> None:
                 f"{name} has {int((~torch.isfinite(tensor)).sum())} values that are NaN or infinite. Train with a "
                 f"lower learning rate or clip the gradient, and start again from a sound checkpoint."
             )
+
+
+def _check_kinds(system: StateSpace) -> None:
+    tensors = {"a": system.a, "b": system.b, "c": system.c, "d": system.d, "log_a": system.log_a}
+    for name, tensor in tensors.items():
+        if tensor is None and name in ("d", "log_a"):
+            continue
+        require_kind(name, tensor, Tensor, wanted="a tensor", error=InvalidSystemError)
+        if tensor is not None and not (tensor.is_floating_point() or tensor.is_complex()):
+            raise InvalidSystemError(f"{name} is of dtype {tensor.dtype}; wanted floating-point numbers.")
+        if tensor is not None and (tensor.device != system.a.device or tensor.is_meta):
+            raise InvalidSystemError(f"{name} is on {tensor.device}; wanted all on one device, with values.")
+    step = system.sampling_time
+    if isinstance(step, bool) or not isinstance(step, int | float) or not 0 <= step < float("inf"):
+        raise InvalidSystemError(f"sampling_time is {brief(step)}; wanted 0 (continuous) or a positive step.")
+    if system.output not in ("real", "complex"):
+        raise InvalidSystemError(f"output is {brief(system.output)}; wanted 'real' or 'complex'.")

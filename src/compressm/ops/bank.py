@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from compressm.errors import InvalidSystemError
 from compressm.ops.bank_blocks import bank_blocked, blocks_are_faster
 from compressm.ops.bank_response import bank_response
+from compressm.ops.checks import require_tensors
 from compressm.ops.convolution import good_size
 from compressm.ops.precision import precise, working_dtype
 
@@ -55,6 +56,11 @@ def bank_step(
     nu: Tensor, theta: Tensor, w_re: Tensor, w_im: Tensor, u: Tensor, state: Tensor, *, feedthrough: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One step of `bank_lti`: the output (batch, H) and the next state (batch, H, N, 2) for u (batch, H)."""
+    require_tensors(u=u, state=state)
+    require_tensors(D=feedthrough)
+    _check(nu, theta, w_re, w_im, u.unsqueeze(1), feedthrough)
+    if tuple(state.shape) != (*u.shape, nu.shape[1], 2):
+        raise InvalidSystemError(f"The state is {tuple(state.shape)}; wanted {(*u.shape, nu.shape[1], 2)}.")
     dtype = state.dtype
     pole = torch.polar(torch.exp(-precise(nu)), precise(theta))
     pole_re, pole_im, v = pole.real.to(dtype), pole.imag.to(dtype), u.to(dtype)
@@ -67,6 +73,7 @@ def bank_step(
 
 def bank_reference(nu: Tensor, theta: Tensor, w_re: Tensor, w_im: Tensor, u: Tensor) -> Tensor:
     """`bank_lti` step by step: the oracle."""
+    _check(nu, theta, w_re, w_im, u, None)
     pole = torch.polar(torch.exp(-precise(nu)), precise(theta)).to(w_re.dtype.to_complex())
     w = torch.complex(w_re, w_im)
     x = w.new_zeros(u.shape[0], *w.shape)
@@ -133,6 +140,7 @@ def _groups(u: Tensor, size: int) -> Iterator[slice]:
 
 
 def _check(nu: Tensor, theta: Tensor, w_re: Tensor, w_im: Tensor, u: Tensor, feedthrough: Tensor | None) -> None:
+    require_tensors(nu=nu, theta=theta, w_re=w_re, w_im=w_im, u=u, feedthrough=feedthrough)
     fits = nu.ndim == 2 and theta.shape == w_re.shape == w_im.shape == nu.shape and u.ndim == 3
     if not fits or u.shape[2:] != nu.shape[:1] or (feedthrough is not None and feedthrough.shape != nu.shape[:1]):
         named = {"nu": nu, "theta": theta, "w_re": w_re, "w_im": w_im, "u": u}

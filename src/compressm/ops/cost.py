@@ -10,6 +10,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from compressm.checks import brief, require_integer, require_kind
 from compressm.errors import ConfigError
 from compressm.ops.chunked import block_length
 from compressm.ops.kernels import usable
@@ -104,11 +105,13 @@ class CostTable:
     scale: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_kind("CostTable.scale", self.scale, Mapping, wanted="a mapping from forms to positive numbers")
         known = {form.value for form in Form}
         for name, value in self.scale.items():
             if name not in known or not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise ConfigError(
-                    f"The cost table scales {name!r} by {value!r}; wanted a positive number for one of {sorted(known)}."
+                    f"The cost table scales {brief(name)} by {brief(value)}; wanted a positive number for one of "
+                    f"{sorted(known)}."
                 )
 
     def parts(self, form: Form, shape: Shape, machine: Machine) -> Mapping[str, float]:
@@ -185,6 +188,7 @@ def cost_table() -> CostTable:
 def use_cost_table(table: CostTable) -> CostTable:
     """Decide by another table from now on in this process; returns the one before."""
     global _table
+    require_kind("table", table, CostTable)
     before, _table = _table, table
     return before
 
@@ -195,8 +199,12 @@ def choose_form(
     """The cheapest form for these sizes.
 
     The choice depends on nothing but its arguments and the table in use, so that resumed runs and all ranks agree.
-    `machine` is `Machine.here()` unless given.
+    `machine` is `Machine.here()` unless given. Raises ConfigError for a size that is none.
     """
+    sizes = {"batch": batch, "length": length, "inputs": inputs, "outputs": outputs, "order": order}
+    for name, size in sizes.items():
+        require_integer(name, size, 0)
+    require_kind("machine", machine, Machine, type(None))
     shape = Shape(batch, length, inputs, outputs, order, training)
     return _table.choose(shape, Machine.here() if machine is None else machine)
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from compressm.errors import InvalidSystemError
+from compressm.ops.checks import check_dense
 from compressm.ops.precision import working_dtype
 
 
@@ -23,7 +23,7 @@ def dense_lti(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> Tensor:
 
     Raises InvalidSystemError where shapes do not fit together.
     """
-    _check(a, b, c, u)
+    check_dense(a, b, c, u)
     dtype = working_dtype(u)
     with torch.autocast(device_type=u.device.type, enabled=False):
         return _blocked(a.to(dtype), b.to(dtype), c.to(dtype), u.to(dtype)).to(u.dtype)
@@ -76,18 +76,3 @@ def _toeplitz(markov: Tensor) -> Tensor:
     lag = steps[:, None] - steps[None, :]
     matrix = torch.where((lag >= 0)[..., None, None], markov[lag.clamp(min=0)], 0.0)  # (T, T, H_out, H_in)
     return matrix.transpose(1, 2).reshape(block * outputs, block * inputs)
-
-
-def _check(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> None:
-    order = a.shape[0] if a.ndim == 2 else -1
-    if not (
-        tuple(a.shape) == (order, order)
-        and b.ndim == c.ndim == 2
-        and u.ndim == 3
-        and b.shape == (order, u.shape[2])
-        and c.shape[1] == order
-    ):
-        raise InvalidSystemError(
-            f"Wanted a (N, N), b (N, H_in), c (H_out, N) and u (batch, L, H_in); found a {tuple(a.shape)}, "
-            f"b {tuple(b.shape)}, c {tuple(c.shape)}, u {tuple(u.shape)}."
-        )

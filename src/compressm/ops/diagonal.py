@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from compressm.errors import InvalidSystemError
+from compressm.ops.checks import check_diagonal, check_state
 from compressm.ops.chunked import diagonal_chunked
 from compressm.ops.convolution import diagonal_convolution
 from compressm.ops.cost import Form, Machine, choose_form
@@ -37,12 +38,9 @@ def diagonal_lti(
 
     Raises InvalidSystemError where shapes do not fit together, or a form is asked for that cannot run.
     """
-    _check(nu, theta, b_re, b_im, c_re, c_im, u)
-    if feedthrough is not None and not feedthrough.shape == u.shape[2:] == c_re.shape[:1]:
-        raise InvalidSystemError(
-            f"Wanted feedthrough (H,) beside H inputs and outputs; found {tuple(feedthrough.shape)} beside "
-            f"{u.shape[2]} inputs and {c_re.shape[0]} outputs."
-        )
+    check_diagonal(nu, theta, b_re, b_im, c_re, c_im, u, feedthrough)
+    if form is not None and not isinstance(form, Form):
+        raise InvalidSystemError(f"form is {form!r}; wanted a Form or None.")
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (nu, theta, b_re, b_im, c_re, c_im, u))
     with torch.autocast(device_type=u.device.type, enabled=False):
         dtype = working_dtype(u)
@@ -75,8 +73,11 @@ def diagonal_step(
 ) -> tuple[Tensor, Tensor]:
     """One step of `diagonal_lti`: the output (batch, H_out) and the next state (batch, N, 2) for u (batch, H_in).
 
-    The state holds real and imaginary parts; the arithmetic is in its dtype, the output in that of `u`.
+    The state holds real and imaginary parts; the arithmetic is in its dtype, the output in that of `u`. Raises
+    InvalidSystemError where shapes do not fit together.
     """
+    check_state(state, u, nu.shape[0] if isinstance(nu, Tensor) and nu.ndim == 1 else -1, 2)
+    check_diagonal(nu, theta, b_re, b_im, c_re, c_im, u.unsqueeze(1), feedthrough)
     dtype = state.dtype
     v, b_re, b_im, c_re, c_im = (t.to(dtype) for t in (u, b_re, b_im, c_re, c_im))
     pole = torch.polar(torch.exp(-precise(nu)), precise(theta))
@@ -94,21 +95,4 @@ def _check_lanes(u: Tensor) -> None:
         raise InvalidSystemError(
             f"Form.LANES is for float32 on the CPU with compiled kernels; found {u.dtype} on {u.device}. Leave the "
             f"form to the library, or install the kernels: pip install compressm[fast]."
-        )
-
-
-def _check(nu: Tensor, theta: Tensor, b_re: Tensor, b_im: Tensor, c_re: Tensor, c_im: Tensor, u: Tensor) -> None:
-    order = nu.shape[0] if nu.ndim == 1 else -1
-    fits = (
-        theta.shape == nu.shape
-        and b_re.ndim == c_re.ndim == 2
-        and u.ndim == 3
-        and b_re.shape == b_im.shape == (order, u.shape[2])
-        and c_re.shape == c_im.shape == (c_re.shape[0], order)
-    )
-    if not fits:
-        named = {"nu": nu, "theta": theta, "b_re": b_re, "b_im": b_im, "c_re": c_re, "c_im": c_im, "u": u}
-        found = ", ".join(f"{name} {tuple(t.shape)}" for name, t in named.items())
-        raise InvalidSystemError(
-            f"Wanted nu, theta (N,), b_re, b_im (N, H_in), c_re, c_im (H_out, N) and u (batch, L, H_in); found {found}."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compressm.ops.checks import check_dense, check_diagonal
 from compressm.ops.precision import precise
 
 
@@ -15,6 +16,7 @@ def diagonal_reference(
 
     Shapes: nu, theta (N,); b_re, b_im (N, H_in); c_re, c_im (H_out, N); u (batch, L, H_in); returns (batch, L, H_out).
     """
+    check_diagonal(nu, theta, b_re, b_im, c_re, c_im, u)
     pole = torch.polar(torch.exp(-precise(nu)), precise(theta)).to(b_re.dtype.to_complex())
     b, c = torch.complex(b_re, b_im), torch.complex(c_re, c_im)
     drive = u.to(b.dtype) @ b.mT
@@ -31,6 +33,7 @@ def dense_reference(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> Tensor:
 
     Shapes: a (N, N); b (N, H_in); c (H_out, N); u (batch, L, H_in); returns (batch, L, H_out).
     """
+    check_dense(a, b, c, u)
     drive = u @ b.mT
     x = drive.new_zeros(u.shape[0], a.shape[0])
     outputs = []

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from math import ceil, floor, isfinite
+from math import ceil, floor
 
 import torch
 from torch import Tensor
 
-from compressm.errors import ConfigError, InvalidSystemError
+from compressm.checks import require_integer, require_kind, require_number
+from compressm.errors import InvalidSystemError
 from compressm.reduction.trials import Trial, Trials
 
 
@@ -126,6 +127,7 @@ class HankelEnergy(Tolerance):
 
     def __post_init__(self) -> None:
         _require_fraction("HankelEnergy.discard", self.discard)
+        require_kind("HankelEnergy.reference", self.reference, Reference)
 
     def choose(self, spectrum: Spectrum) -> OrderChoice:
         """The smallest order with tail(r) <= discard * sum, or what is left of the budget, shared as the sums are."""
@@ -158,8 +160,7 @@ class ErrorBound(Tolerance):
     measures_error = True
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.tolerance) and self.tolerance >= 0):
-            raise ConfigError(f"ErrorBound.tolerance is {self.tolerance}; wanted a gain of 0 or more.")
+        require_number("ErrorBound.tolerance", self.tolerance, 0, wanted="a gain of 0 or more")
 
     def choose(self, spectrum: Spectrum) -> OrderChoice:
         """The smallest order with 2 * tail(r) <= tolerance."""
@@ -177,7 +178,7 @@ class FixedOrder(Criterion):
     order: int
 
     def __post_init__(self) -> None:
-        _require_count("FixedOrder.order", self.order)
+        require_integer("FixedOrder.order", self.order, 1)
 
     def choose(self, spectrum: Spectrum) -> OrderChoice:
         """The given order, or the present one where that is smaller."""
@@ -215,8 +216,8 @@ class OrderPolicy:
     floor: int = 1
 
     def __post_init__(self) -> None:
-        _require_count("multiple", self.multiple)
-        _require_count("floor", self.floor)
+        require_integer("multiple", self.multiple, 1)
+        require_integer("floor", self.floor, 1)
         _require_fraction("minimum_gain", self.minimum_gain)
 
     def choose(self, spectrum: Spectrum, trials: Trials | None = None) -> OrderChoice | None:
@@ -239,11 +240,5 @@ class OrderPolicy:
         return OrderChoice(choice.states, min(choice.slots, n))
 
 
-def _require_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} is {value!r}; wanted an integer of 1 or more.")
-
-
 def _require_fraction(name: str, value: float) -> None:
-    if not (isfinite(value) and 0 <= value <= 1):
-        raise ConfigError(f"{name} is {value}; wanted a fraction between 0 and 1.")
+    require_number(name, value, 0, 1, wanted="a fraction between 0 and 1")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from compressm.checks import require_kind
 from compressm.errors import UnsupportedReductionError
 from compressm.linalg.forms import Frame, in_frame
 from compressm.linalg.parallel import singular_values
@@ -38,6 +39,9 @@ class BalancedSelection:
     """
 
     refit: bool = True
+
+    def __post_init__(self) -> None:
+        require_kind("BalancedSelection.refit", self.refit, bool)
 
 
 def balanced_scores(system: StateSpace, weighting: Weighting) -> Tensor:

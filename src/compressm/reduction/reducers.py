@@ -9,6 +9,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from compressm.checks import require_integer, require_kind
 from compressm.errors import UnsupportedReductionError
 from compressm.linalg.balancing import (
     BalancingMethod,
@@ -85,6 +86,11 @@ class BalancedTruncation(Reducer):
     method: BalancingMethod = BalancingMethod.SQUARE_ROOT
     keep: Keep = Keep.LARGEST
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_kind("BalancedTruncation.method", self.method, BalancingMethod)
+        require_kind("BalancedTruncation.keep", self.keep, Keep)
+        require_integer("BalancedTruncation.seed", self.seed, 0)
 
     @property
     def has_bound(self) -> bool:  # type: ignore[override]

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from compressm.checks import brief, read_record, require_kind
 from compressm.errors import ConfigError
 
 FORMAT_VERSION = 1
@@ -101,9 +102,8 @@ class ReductionPlan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ReductionPlan:
-        """The plan that `to_dict` wrote; ConfigError for another version."""
-        _check_version(data)
-        return cls(tuple(LayerPlan(**_tuples(d)) for d in data["layers"]), tuple(data["unsupported"]))
+        """The plan that `to_dict` wrote; ConfigError for another version or a damaged record."""
+        return read_record(cls, _checked_version(data), "The plan")
 
 
 @dataclass(frozen=True)
@@ -169,23 +169,18 @@ class CompressionReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CompressionReport:
-        """The report that `to_dict` wrote; ConfigError for another version."""
-        _check_version(data)
-        layers = tuple(LayerReport(**_tuples(d)) for d in data["layers"])
-        return cls(layers, data["seconds"], tuple(data["unsupported"]), tuple(data["warnings"]))
+        """The report that `to_dict` wrote; ConfigError for another version or a damaged record."""
+        return read_record(cls, _checked_version(data), "The report")
 
 
-def _check_version(data: Mapping[str, Any]) -> None:
-    if data.get("format_version") != FORMAT_VERSION:
-        raise ConfigError(
-            f"This record has the format version {data.get('format_version')!r}; this library reads {FORMAT_VERSION}."
-        )
-
-
-def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    bank = data.get("bank")
-    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    return plain if bank is None else {**plain, "bank": BankSpectrum.from_dict(bank)}
+def _checked_version(data: object) -> dict[str, object]:
+    """A record without its version; ConfigError where that is another one."""
+    require_kind("The record", data, Mapping, wanted="a mapping")
+    record = dict(data) if isinstance(data, Mapping) else {}
+    version = record.pop("format_version", None)
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ConfigError(f"This record has the format version {brief(version)}; this library reads {FORMAT_VERSION}.")
+    return record
 
 
 def _floats(values: Tensor) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from compressm.checks import require_integer, require_kind
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.reducers import Keep
 from compressm.reduction.result import ConjugateLinear, GramianSource, Reduction
@@ -40,6 +41,11 @@ class ModalTruncation:
     score: ModalScore = ModalScore.PEAK_GAIN
     keep: Keep = Keep.LARGEST
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_kind("ModalTruncation.score", self.score, ModalScore)
+        require_kind("ModalTruncation.keep", self.keep, Keep)
+        require_integer("ModalTruncation.seed", self.seed, 0)
 
     def kept_states(self, system: StateSpace, slots: int, rules: SelectionRules | None = None) -> Tensor:
         """The indices (increasing) of the kept states of a diagonal system, as `rules` allow: about `slots` of them.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from compressm.checks import require_number
 from compressm.linalg.gramians import GramianFactors
 from compressm.linalg.hankel import HankelSpectrum
 from compressm.linalg.statespace import StateSpace
@@ -58,6 +59,10 @@ class Limits:
 
     conditioning: float = 1e5
     slowdown: float = 100.0
+
+    def __post_init__(self) -> None:
+        require_number("Limits.conditioning", self.conditioning, 0, wanted="a condition number", above=True)
+        require_number("Limits.slowdown", self.slowdown, 0, wanted="a factor above 0", above=True)
 
     def largest_radius(self, system: StateSpace, weighting: Weighting) -> Tensor:
         """The spectral radius below which each reduced system `(*h,)` of a bank must stay."""

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from compressm.adapters.calibration import MAX_TOKENS, Calibration
 from compressm.adapters.registry import Adapters
 from compressm.analysis import read_system
-from compressm.checks import brief, require_kind
+from compressm.checks import brief, require_each, require_kind
 from compressm.compress import compress_
 from compressm.errors import CompressmError, ConfigError, DistributedError, SurgeryError
 from compressm.reduction.criteria import Criterion
@@ -123,6 +123,7 @@ class InTrainingCompressor:
             require_kind("scheduler", item, Stateful, wanted="an object with state_dict and load_state_dict")
         self._restorable = schedulers if grad_scaler is None else (*schedulers, grad_scaler)
         self._adapters, self._on_cut, self._on_error = adapters, on_cut, on_error
+        require_each("mirrors", mirrors, nn.Module, wanted="a sequence of copies of the model")
         layers = require_layers(model, adapters)
         self._mirrors = tuple(mirrors)
         require_mirrors(layers, self._mirrors, self.processes.size)

@@ -110,6 +110,8 @@ class History:
         found: dict[str, Budget] = {}
         for cut in self.cuts:
             for layer in cut.report.layers:
+                if not layer.hankel_singular_values:
+                    continue  # an unstable layer that was left alone
                 whole = sum(layer.hankel_singular_values)
                 before = found.get(layer.name, Budget(whole))
                 lost = layer.discarded * whole if layer.changed else 0.0
@@ -150,10 +152,7 @@ def _event_from_dict(data: Mapping[str, object]) -> Event:
         raise ConfigError(f"An event of the history is damaged: {error}") from error
     values.pop("kind")
     if "report" in values:
-        try:
-            values["report"] = CompressionReport.from_dict(values["report"])
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ConfigError(f"An event of the history is damaged ({error!r}).") from error
+        values["report"] = CompressionReport.from_dict(values["report"])
     return read_record(kinds[name], values, f"An event of the history, '{name}', is damaged: it")
 
 

@@ -111,7 +111,7 @@ def fit(
     `mean_of` gives the mean of a loss over all of them.
 
     Raises:
-        ConfigError: the loss is not finite.
+        ConfigError: the loss is not finite, or a weight is not where a checkpoint is due; no such model is saved.
     """
     state = state or LoopState()
     model.train()
@@ -136,6 +136,7 @@ def fit(
             observer.evaluated(step, moment, _scores(evaluate, model, compressor))
         stop = interrupted()
         if step % settings.checkpoint_every == 0 or last or stop:
+            _require_finite_weights(model, step)
             observer.save(state)
         if stop:
             break
@@ -194,6 +195,15 @@ def _scores(evaluate: Callable[[], Scores], model: nn.Module, compressor: InTrai
             return evaluate()
         with compressor.not_capturing():
             return evaluate()
+
+
+def _require_finite_weights(model: nn.Module, step: int) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ConfigError(
+                f"{name} has values that are NaN or infinite at step {step}: training diverged. This model is not "
+                "saved; earlier checkpoints are sound. Lower the learning rate."
+            )
 
 
 def _finite(value: float, step: int) -> float:

@@ -13,6 +13,8 @@ from importlib import import_module
 
 import torch
 
+from compressm.checks import require_kind
+
 _log = logging.getLogger(__name__)
 _VARIABLE = "COMPRESSM_KERNELS"
 _forbidden = os.environ.get(_VARIABLE) == "0"
@@ -26,6 +28,7 @@ def use_kernels(wanted: bool) -> bool:
     rounding, except for the random choices of dropout.
     """
     global _wanted
+    require_kind("wanted", wanted, bool)
     before, _wanted = _wanted, wanted
     return before
 
