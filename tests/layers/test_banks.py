@@ -102,7 +102,7 @@ def test_s4_without_low_rank_part_is_diagonal() -> None:
 
 
 def test_wrong_settings_are_named() -> None:
-    with pytest.raises(ConfigError, match="DSS: length is 0; wanted 1 or more"):
+    with pytest.raises(ConfigError, match="DSS: length is 0; wanted an integer of 1 or more"):
         DSS(2, 4, length=0)
     with pytest.raises(ConfigError, match=r"DSS: discretization is 'zoh'; wanted one of \['exp', 'softmax'\]"):
         DSS(2, 4, discretization="zoh")

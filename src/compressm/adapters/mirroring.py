@@ -42,9 +42,8 @@ def mirrored_update(mirror: LayerRef, full: StateSpace, reduction: Reduction) ->
     A' = restrict A embed, B' = restrict B, C' = C embed. A diagonal layer keeps the diagonal of A', which gives its
     eigenvalues to first order in the difference between copy and layer, because the layer's own A' is diagonal. Where
     such a pole would not be stable, or would turn across the angle 0, the layer's is taken, and so is its A' where a
-    dense one would not be stable. So copy and layer share
-    their coordinates after the cut as before, and averaging goes on. Where a reduction has no maps, or changes D
-    (singular perturbation), the copy takes the values of the layer.
+    dense one would not be stable. So copy and layer share their coordinates after the cut as before, and averaging goes
+    on. Where a reduction has no maps, or changes D (singular perturbation), the copy takes the values of the layer.
     """
     own = mirror.adapter.read(mirror.module).to_double()
     return mirror.adapter.write(mirror.module, _mirrored(own, full, reduction))

@@ -111,7 +111,7 @@ def fit(
     `mean_of` gives the mean of a loss over all of them.
 
     Raises:
-        ConfigError: the loss is not finite, or a weight is not where a checkpoint is due; no such model is saved.
+        ConfigError: the loss is not finite, or a weight is not where a cut or a checkpoint is due.
     """
     state = state or LoopState()
     model.train()
@@ -178,6 +178,7 @@ def _compress(
     """One call of the compressor, with the model evaluated right before and right after a cut."""
     due = compressor.cut_due
     if due:
+        _require_finite_weights(model, step)
         observer.cutting(step)
         observer.evaluated(step, Moment.BEFORE_CUT, _scores(evaluate, model, compressor))
     events = compressor.step()
@@ -201,8 +202,8 @@ def _require_finite_weights(model: nn.Module, step: int) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if not bool(torch.isfinite(tensor).all()):
             raise ConfigError(
-                f"{name} has values that are NaN or infinite at step {step}: training diverged. This model is not "
-                "saved; earlier checkpoints are sound. Lower the learning rate."
+                f"{name} has values that are NaN or infinite at step {step}: training diverged. This model is "
+                "neither cut nor saved; earlier checkpoints are sound. Lower the learning rate."
             )
 
 
