@@ -11,7 +11,7 @@ _REMEDIES = {
     "DistributedDataParallel": "cut `model.module` on every process with the same plan, then wrap it again",
     "DataParallel": "pass `model.module`; replicas are made anew in each forward pass",
     "FullyShardedDataParallel": "cut the plain model first, then shard it",
-    "FSDPModule": "cut the plain model first, then call fully_shard",
+    "FSDPModule": "give it to InTrainingCompressor, or cut the plain model first, then call fully_shard",
     "DeepSpeedEngine": "cut the plain model first, then call deepspeed.initialize",
     "ScriptModule": "cut the Python module first, then script or trace it",
     "GraphModule": "cut the original module first, then trace it",
@@ -30,3 +30,8 @@ def require_plain(model: nn.Module) -> None:
             if remedy is not None and not cls.__module__.startswith("compressm."):
                 where = f"its module '{name}'" if name else "it"
                 raise SurgeryError(f"The model cannot be cut: {where} is a {cls.__name__}. Remedy: {remedy}.")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `torch.distributed.fsdp.fully_shard` was called on the model or on a module inside."""
+    return any(cls.__name__ == "FSDPModule" for module in model.modules() for cls in type(module).__mro__)

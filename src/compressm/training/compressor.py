@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 from types import TracebackType
 from typing import Any
@@ -84,12 +84,13 @@ class InTrainingCompressor:
       `torch.optim.swa_utils.AveragedModel` (see `compressm.adapters.mirroring`).
     * `on_cut` is called with the `Cut` event after each cut, `on_error` says what happens where one cannot be made.
 
-    On many processes give the DistributedDataParallel object as `model`, and make, step and load the compressor on all
-    of them: rank 0 decides on what all have captured, the others receive its cut (see `training.distributed`).
+    On many processes give the DistributedDataParallel object, or the model under `fully_shard`, as `model`, and make,
+    step and load the compressor on all of them: rank 0 decides on what all have captured, the others receive its cut
+    (see `training.distributed`).
 
     Raises ConfigError for settings that contradict each other, AdapterError where the model has no layer to cut,
-    SurgeryError where it is wrapped in anything else (FSDP) or a mirror is no copy of it, and DistributedError where
-    the processes' models or settings differ.
+    SurgeryError where it is wrapped in anything else (FullyShardedDataParallel) or a mirror is no copy of it, and
+    DistributedError where the processes' models or settings differ.
     """
 
     def __init__(
@@ -125,10 +126,11 @@ class InTrainingCompressor:
         self._adapters, self._on_cut, self._on_error = adapters, on_cut, on_error
         require_each("mirrors", mirrors, nn.Module, wanted="a sequence of copies of the model")
         layers = require_layers(model, adapters)
-        self._mirrors = tuple(mirrors)
-        require_mirrors(layers, self._mirrors, self.processes.size)
-        self._whole = nn.ModuleList([model, *self._mirrors]) if mirrors else model
-        self.history = History({x.name: x.adapter.slots(x.module, read_system(x)) for x in layers})
+        with self.whole():
+            self._mirrors = tuple(mirrors)
+            require_mirrors(layers, self._mirrors, self.processes.size)
+            self.history = History({x.name: x.adapter.slots(x.module, read_system(x)) for x in layers})
+        self._all = nn.ModuleList([model, *self._mirrors]) if mirrors else model
         self._clock, self._peak = StepClock(self.history.initial), PeakMemory()
         self._steps, self._stopped, self._closed = 0, False, False
         self._probe: Probe | None = None
@@ -175,6 +177,14 @@ class InTrainingCompressor:
         finally:
             self._arrange_capture()
             self._clock.disturb()
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, model and optimizers are as on a single process, to be saved or loaded; called by all processes.
+
+        That is so anyway, but for a model under `fully_shard`: its parameters and their optimizer state are gathered
+        on every process, and sharded again at the end.
+        """
+        return self.processes.whole(self._optimizers)
 
     def step(self) -> tuple[Event, ...]:
         """Count one optimizer step and do what is due after it; the events of this step, mostly none.
@@ -240,9 +250,9 @@ class InTrainingCompressor:
         changed then.
         """
         check_state(state, self.plan, list(self.history.initial))
-        with damage_told():
+        with damage_told(), self.whole():
             history = History.from_dict(state["history"])
-            probe = probe_from_state(state["probe"], self._whole, self._optimizers, self._restorable)
+            probe = probe_from_state(state["probe"], self._all, self._optimizers, self._restorable)
             clock, peak = times_from_state(state.get("seconds"), history)
             self._calibration.load_state_dict(state["calibration"])  # the last thing that can fail
         self._calibration.stop()
@@ -320,7 +330,8 @@ class InTrainingCompressor:
             return 0.0, None
         with self._clock.timing(Work.GUARD):
             before = self.processes.agreed(guard.measure(self.model))
-            return before, Snapshot.take(self._whole, self._optimizers, self._restorable)
+            with self.whole():
+                return before, Snapshot.take(self._all, self._optimizers, self._restorable)
 
     def _judge(self, probe: Probe) -> tuple[Event, ...]:
         guard = self.plan.guard
@@ -332,7 +343,8 @@ class InTrainingCompressor:
         if not guard.refuses(probe.before, after):
             return ()
         with self._clock.timing(Work.GUARD):
-            probe.snapshot.restore()
+            with self.whole():
+                probe.snapshot.restore()
             self.processes.resized()
         drop_graphs()
         event = RolledBack(self._steps, probe.cut.step, probe.before, after, guard.allowed, probe.cut.report)

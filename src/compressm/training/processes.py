@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 
 from compressm.adapters.uncompiled import uncompiled
 from compressm.errors import ConfigError
-from compressm.surgery.wrappers import require_plain
+from compressm.surgery.wrappers import is_sharded, require_plain
 
 if TYPE_CHECKING:
     from compressm.adapters.calibration import Calibration
@@ -51,6 +52,10 @@ class Processes(ABC):
     @abstractmethod
     def check(self, what: Mapping[str, object], optimizers: Sequence[Optimizer]) -> None:
         """Raise DistributedError unless models, optimizers and `what` (plain values) are the same everywhere."""
+
+    @abstractmethod
+    def whole(self, optimizers: Sequence[Optimizer]) -> AbstractContextManager[None]:
+        """Inside, parameters and the state of these optimizers are whole, as on a single process."""
 
     @abstractmethod
     def cut(
@@ -99,6 +104,9 @@ class Alone(Processes):
     def check(self, what: Mapping[str, object], optimizers: Sequence[Optimizer]) -> None:
         return
 
+    def whole(self, optimizers: Sequence[Optimizer]) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def cut(
         self,
         decide: Callable[[], CompressionReport],
@@ -117,7 +125,7 @@ class Alone(Processes):
 
 
 def processes_of(model: nn.Module) -> Processes:
-    """The processes that train `model`, compiled or not: those of a DistributedDataParallel, else this one alone.
+    """The processes that train `model`, compiled or not: of a DistributedDataParallel or `fully_shard`, else this one.
 
     Raises SurgeryError, with the remedy, where the model is wrapped in anything else, and ConfigError where a plain
     model is given although torch.distributed runs several processes: each would cut it in another way.
@@ -127,12 +135,16 @@ def processes_of(model: nn.Module) -> Processes:
         from compressm.training.distributed.replicas import Replicas
 
         return Replicas(model)
+    if isinstance(model, nn.Module) and is_sharded(model):
+        from compressm.training.distributed.shards import Shards
+
+        return Shards(model)
     require_plain(model)
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         raise ConfigError(
             f"torch.distributed runs {distributed.get_world_size()} processes, but the model given is not wrapped: "
             f"each process would cut it in another way. Give the DistributedDataParallel object itself, not its "
-            f"`module`."
+            f"`module`, or a model under fully_shard."
         )
     return Alone(model)

@@ -15,7 +15,7 @@ import torch
 
 from compressm.training.distributed.channel import unpack
 
-WORKERS = Path(__file__).parent / "workers.py"
+HERE = Path(__file__).parent
 SOURCE = str(Path(__file__).parents[3] / "src")
 
 Launch = Callable[..., list[Any]]
@@ -26,24 +26,24 @@ def forkserver() -> Any:
     """A server whose children start with torch and the library imported."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed", "compressm", "compressm.training.distributed.replicas"])
+    context.set_forkserver_preload(["torch.distributed", "compressm", "compressm.training.distributed.shards"])
     return context
 
 
 @pytest.fixture(scope="session")
 def launch(forkserver: Any, tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    """Run a function of workers.py as `size` ranks; what each returned, by rank, and None for one that was killed.
+    """Run a function of `file` as `size` ranks; what each returned, by rank, and None for one that was killed.
 
     An exception is returned as {"error": its kind, "text": its message}.
     """
 
-    def call(name: str, size: int, *, timeout: float = 500.0, **arguments: Any) -> list[Any]:
+    def call(name: str, size: int, *, timeout: float = 500.0, file: str = "workers.py", **arguments: Any) -> list[Any]:
         folder = tmp_path_factory.mktemp("job")
         jobs = [
             {"function": name, "rank": rank, "size": size, "folder": str(folder), "arguments": arguments}
             for rank in range(size)
         ]
-        processes = [forkserver.Process(target=runpy.run_path, args=(str(WORKERS), {"JOB": job})) for job in jobs]
+        processes = [forkserver.Process(target=runpy.run_path, args=(str(HERE / file), {"JOB": job})) for job in jobs]
         for process in processes:
             process.start()
         deadline = time.monotonic() + timeout

@@ -105,7 +105,9 @@ def test_a_run_goes_on_exactly_from_its_checkpoint(
 
 
 KILLED = {"steps": 14, "cuts": [5, 9], "orders": [9, 6], "dropout": 0.2}
-CUT = "compressm.training.distributed.replicas"
+CUT = "compressm.training.distributed.joined"
+RANKS = "compressm.training.distributed.rank_states"
+RENEWAL = "compressm.training.distributed.replicas"
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +120,16 @@ def uninterrupted(launch: Launch) -> list[Any]:
     [
         (0, f"{CUT}:pool_moments", 1),
         (1, f"{CUT}:follow", 1),
+        (1, f"{RANKS}:RankStates.collect", 3),  # the first checkpoint after a cut
+        pytest.param(0, f"{CUT}:require_equal", 2, marks=pytest.mark.slow),  # right before the first cut
+        pytest.param(0, f"{CUT}:require_equal", 3, marks=pytest.mark.slow),  # right after it
         pytest.param(1, f"{CUT}:pool_moments", 1, marks=pytest.mark.slow),
-        pytest.param(0, f"{CUT}:renew", 1, marks=pytest.mark.slow),
-        pytest.param(1, f"{CUT}:renew", 2, marks=pytest.mark.slow),
+        pytest.param(0, f"{RENEWAL}:renew", 1, marks=pytest.mark.slow),
+        pytest.param(1, f"{RENEWAL}:renew", 2, marks=pytest.mark.slow),
         pytest.param(0, "compressm.checkpoint.saving:write_folder", 3, marks=pytest.mark.slow),
     ],
 )
-def test_a_rank_that_dies_in_a_cut_leaves_a_run_that_resumes(
+def test_a_rank_that_dies_around_a_cut_leaves_a_run_that_resumes(
     launch: Launch, uninterrupted: list[Any], tmp_path: Path, victim: int, where: str, count: int
 ) -> None:
     job = {"path": str(tmp_path / "checkpoint"), **KILLED}

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from compressm.checkpoint import load_checkpoint, save_checkpoint
@@ -46,6 +47,7 @@ class Training:
         lr: float = 3e-3,
         ddp: dict[str, Any] | None = None,
         probe: int | None = None,
+        shard: list[str] | None = None,
         **options: Any,
     ) -> None:
         if probe is not None:
@@ -55,7 +57,12 @@ class Training:
         self.rows = torch.arange(BATCH)[rank::size]
         config = ModelConfig(inputs=2, outputs=3, width=4, order=start, blocks=2, dropout=dropout, norm=NormKind(norm))
         self.model = SequenceModel(config).to(self.dtype)
-        self.wrapped = DistributedDataParallel(self.model, **(ddp or {})) if size > 1 else self.model
+        self.wrapped = self.model
+        if size > 1 and shard is not None:
+            for name in shard:  # modules inside first, as fully_shard asks for
+                fully_shard(self.model.get_submodule(name))
+        elif size > 1:
+            self.wrapped = DistributedDataParallel(self.model, **(ddp or {}))
         torch.manual_seed(100 + rank)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 300)
@@ -89,27 +96,33 @@ class Training:
 
     def save(self, path: str) -> None:
         states = RankStates.collect(self.compressor)
-        if self.rank == 0:
-            save_checkpoint(
-                path,
-                self.model,
-                optimizer=self.optimizer,
-                scheduler=self.scheduler,
-                compressor=states,
-                extra={"done": self.done},
-                rng=False,
-            )
+        with self.compressor.whole():
+            if self.rank == 0:
+                save_checkpoint(
+                    path,
+                    self.model,
+                    optimizer=self.optimizer,
+                    scheduler=self.scheduler,
+                    compressor=states,
+                    extra={"done": self.done},
+                    rng=False,
+                )
         if self.size > 1:
             dist.barrier()
 
     def load(self, path: str) -> None:
         states = RankStates(self.compressor)
-        extra = load_checkpoint(
-            path, self.model, optimizer=self.optimizer, scheduler=self.scheduler, compressor=states, rng=False
-        )
+        with self.compressor.whole():
+            extra = load_checkpoint(
+                path, self.model, optimizer=self.optimizer, scheduler=self.scheduler, compressor=states, rng=False
+            )
         self.done = extra["done"]
 
     def result(self) -> dict[str, Any]:
+        with self.compressor.whole():
+            return self._result()
+
+    def _result(self) -> dict[str, Any]:
         names = {p: n for n, p in self.model.named_parameters()}
         moments = {f"{names[p]}/{k}": v for p, entry in self.optimizer.state.items() for k, v in entry.items()}
         x = torch.randn(32, 20, 2, generator=torch.Generator().manual_seed(7)).to(self.dtype)
@@ -207,9 +220,9 @@ def disagree(rank: int, size: int, how: str) -> dict[str, Any]:
             training = Training(rank, size, cuts, orders)
             training.train(2)
             if odd:  # follows, but not in all
-                from compressm.training.distributed import replicas
+                from compressm.training.distributed import joined
 
-                replicas.follow = lambda model, described, *rest: None
+                joined.follow = lambda model, described, *rest: None
             training.train(3)
         else:
             raise AssertionError(how)
@@ -218,17 +231,18 @@ def disagree(rank: int, size: int, how: str) -> dict[str, Any]:
     return {"error": "none", "text": ""}
 
 
-def failing(rank: int, size: int, policy: str) -> dict[str, Any]:
+def failing(rank: int, size: int, policy: str, **options: Any) -> dict[str, Any]:
     """A layer that cannot be analysed at the first of two cuts; on rank 0 an unknown error at the second."""
-    training = Training(rank, size, [3, 6], [8, 6], on_error=OnError(policy))
+    training = Training(rank, size, [3, 6], [8, 6], on_error=OnError(policy), **options)
     training.train(2)
     layer = training.model.blocks[0].ssm
-    kept = layer.nu_log.detach().clone()
+    kept: list[Tensor] = []
     stepping = training.optimizer.step
 
     def spoil() -> None:
         stepping()
         with torch.no_grad():
+            kept.append(layer.nu_log.detach().clone())
             layer.nu_log.fill_(float("nan"))
 
     try:
@@ -236,7 +250,7 @@ def failing(rank: int, size: int, policy: str) -> dict[str, Any]:
         training.train(3)
         training.optimizer.step = stepping
         with torch.no_grad():
-            layer.nu_log.copy_(kept)
+            layer.nu_log.copy_(kept[0])
         training.train(5)
         if rank == 0:
             training.compressor.history.budgets = _broken
@@ -337,8 +351,8 @@ def _kill_at(where: str, count: int) -> None:
     setattr(owner, leaf, call)
 
 
-def main(job: dict[str, Any]) -> None:
-    """Run one function as one rank and write down what it returns, or its error."""
+def main(job: dict[str, Any], functions: dict[str, Any]) -> None:
+    """Run one of these functions as one rank and write down what it returns, or its error."""
     folder, rank, size = Path(job["folder"]), job["rank"], job["size"]
     torch.set_num_threads(1)
     random.seed(rank)
@@ -347,11 +361,11 @@ def main(job: dict[str, Any]) -> None:
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=600)
     )
     try:
-        result = globals()[job["function"]](rank, size, **job["arguments"])
+        result = functions[job["function"]](rank, size, **job["arguments"])
     except (CompressmError, RuntimeError) as error:  # a RuntimeError of gloo: another rank is gone
         result = {"error": type(error).__name__, "text": str(error)}
     (folder / f"result-{rank}").write_bytes(pack(result).numpy().tobytes())
 
 
 if "JOB" in globals():
-    main(globals()["JOB"])
+    main(globals()["JOB"], globals())

@@ -2,101 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import final
 
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from compressm.adapters.calibration import Calibration
-from compressm.adapters.registry import Adapters
 from compressm.adapters.uncompiled import uncompiled
-from compressm.reduction.report import CompressionReport
-from compressm.settings import CompressionSettings
 from compressm.surgery.wrappers import require_plain
-from compressm.training.distributed.channel import Channel
-from compressm.training.distributed.following import describe_layers, follow
-from compressm.training.distributed.pooling import pool_moments
+from compressm.training.distributed.joined import Joined
 from compressm.training.distributed.renewal import renew, require_renewable
-from compressm.training.distributed.structure import describe, require_equal
-from compressm.training.processes import Processes
 
 
-class Replicas(Processes):
-    """The processes of a DistributedDataParallel: rank 0 decides and cuts, the others receive what it has made."""
+@final
+class Replicas(Joined):
+    """The processes of a DistributedDataParallel, whose wrapper is renewed in place."""
 
     def __init__(self, ddp: DistributedDataParallel) -> None:
         require_plain(ddp.module)
         require_renewable(ddp)
         self._ddp = ddp
-        self._channel = Channel(dist.get_process_group_ranks(ddp.process_group))
-
-    @property
-    def rank(self) -> int:
-        return self._channel.rank
-
-    @property
-    def size(self) -> int:
-        return self._channel.size
+        super().__init__(dist.get_process_group_ranks(ddp.process_group))
 
     @property
     def model(self) -> nn.Module:
         return uncompiled(self._ddp.module)
 
-    def gather(self, value: Any) -> list[Any]:
-        return self._channel.gather(value)
-
-    def agreed(self, value: float) -> float:
-        found = self._channel.broadcast(value)
-        return float(found)
-
-    def check(self, what: Mapping[str, object], optimizers: Sequence[Optimizer]) -> None:
-        plain = {name: repr(value) for name, value in what.items()}
-        require_equal(self._channel, {**plain, **describe(self.model, optimizers)})
-
-    def cut(
-        self,
-        decide: Callable[[], CompressionReport],
-        settings: CompressionSettings,
-        optimizers: Sequence[Optimizer],
-        calibration: Calibration,
-        adapters: Adapters | None,
-    ) -> CompressionReport:
-        pool_moments(self._channel, self.model, settings, calibration, adapters)
-        report, described = broadcast_cut(self._channel, decide, self.model, optimizers, adapters)
-        if self.rank != 0:
-            follow(self.model, described, optimizers, adapters)
-        if report.changed:
-            self.check({"the cut": report.orders()}, optimizers)
-            self.resized()
-        return report
+    def whole(self, optimizers: Sequence[Optimizer]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def resized(self) -> None:
         renew(self._ddp)
-
-    def close(self) -> None:
-        self._channel.close()
-
-
-def broadcast_cut(
-    channel: Channel,
-    decide: Callable[[], CompressionReport],
-    model: nn.Module,
-    optimizers: Sequence[Optimizer],
-    adapters: Adapters | None,
-) -> tuple[CompressionReport, dict[str, Any]]:
-    """Call `decide` on rank 0; everywhere its report, and what became of the layers that it cut.
-
-    Raises what `decide` raised, on every process: the same kind of CompressmError, DistributedError for another one.
-    """
-    made: list[CompressionReport] = []
-
-    def cut() -> dict[str, Any]:
-        made.append(decide())
-        changed = [layer.name for layer in made[0].layers if layer.changed]
-        return {"report": made[0].to_dict(), "layers": describe_layers(model, changed, optimizers, adapters)}
-
-    message = channel.from_first(cut)
-    return (made[0] if made else CompressionReport.from_dict(message["report"])), message["layers"]
