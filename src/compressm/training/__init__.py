@@ -1,5 +1,6 @@
 """Compression while a model trains: schedules, the guard, presets, and the compressor that joins them."""
 
+from compressm.training.batches import SeededBatches as SeededBatches
 from compressm.training.compressor import InTrainingCompressor as InTrainingCompressor
 from compressm.training.compressor import OnError as OnError
 from compressm.training.guard import Guard as Guard
