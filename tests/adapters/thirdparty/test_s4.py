@@ -154,6 +154,18 @@ class TestKernels:
         with pytest.raises(AdapterError, match="real_transform='square'; known are none, exp, relu, sigmoid, softplus"):
             analyze(layer)
 
+    @pytest.mark.parametrize("options", [{"channels": 2}, {"channels": 2, "swap_channels": True, "transposed": False}])
+    def test_gradients_are_captured_at_the_output_of_the_systems(self, convolution, options) -> None:
+        layer = make(convolution, **options)
+        u = torch.randn(3, 10, 4)
+        with Calibration(layer) as calibration:
+            layer(u.mT if layer.transposed else u)[0].square().sum().backward()
+        capture = calibration.capture("")
+        assert capture is not None and torch.equal(capture.inputs[0][0], u)
+        gradient = capture.gradients[0][0].unflatten(-1, (4, 2))  # y = ... + D u for each channel and output
+        assert torch.allclose(torch.einsum("blhp,blh->ph", gradient, u), layer.D.grad, rtol=1e-4, atol=1e-4)
+        assert not layer.drop._forward_pre_hooks
+
     @pytest.mark.parametrize("call", [{"rate": 2.0}, {"state": torch.zeros(1)}])
     def test_a_pass_of_another_system_is_refused(self, convolution, call) -> None:
         layer = make(convolution)

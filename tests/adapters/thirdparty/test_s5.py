@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -102,6 +103,24 @@ def test_options_that_cannot_be_cut(s5: Any, options: dict[str, Any], found: str
     with pytest.raises(AdapterError, match=found):
         compress_(model, cut_to(3))
     assert compress_(nn.Sequential(model[0]), cut_to(3), adapters={s5.S5: None}).layers == ()
+
+
+def test_a_layer_without_imaginary_parts_is_refused(s5: Any) -> None:
+    layer = make(s5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer.to(torch.float64)
+    with pytest.raises(AdapterError, match=r"S5: Lambda is real \(torch.float64\), wanted complex"):
+        compress_(layer, cut_to(3))
+
+
+def test_the_inner_layer_alone_sees_a_batch_of_one(s5: Any) -> None:
+    layer = make(s5).seq
+    u = torch.randn(9, 3)
+    with Calibration(layer) as calibration:
+        layer(u).square().sum().backward()
+    capture = calibration.capture("")
+    assert torch.equal(capture.inputs[0][0], u[None]) and capture.gradients[0][0].shape == (1, 9, 3)
 
 
 def test_a_degree_and_a_foreign_rule(s5: Any) -> None:

@@ -93,6 +93,11 @@ class S5FormAdapter(StateSpaceAdapter):
 
     def _sampled(self, layer: nn.Module) -> Sampled:
         rate, step = self._double(layer, "Lambda"), self._double(layer, "log_step").exp()
+        if not rate.is_complex():
+            raise AdapterError(
+                f"{type(layer).__name__}: Lambda is real ({rate.dtype}), wanted complex. Module.to(dtype) drops "
+                f"imaginary parts; build the layer anew and leave its dtype, or use .double()."
+            )
         return sample(-rate.real, rate.imag, step, self._rule(layer))
 
     def _rule(self, layer: nn.Module) -> Sampling:
@@ -129,6 +134,17 @@ class S5Adapter(S5FormAdapter):
 @register_signature(_SHAPES)
 class S5SSMAdapter(S5FormAdapter):
     """`s5.s5_model.S5SSM` where it stands alone; its forward pass takes one sequence `(L, width)`."""
+
+    def inputs(
+        self, layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> tuple[Tensor, Tensor | None]:
+        """As for a batch of one sequence."""
+        u, mask = super().inputs(layer, args, kwargs)
+        return u.unsqueeze(0) if u.ndim == 2 else u, mask
+
+    def arranged(self, layer: nn.Module, value: Tensor) -> Tensor:
+        """A batch of one sequence."""
+        return value.unsqueeze(0) if value.ndim == 2 else value
 
     def response(self, layer: nn.Module, u: Tensor) -> Tensor:
         """Sequence by sequence."""
