@@ -137,6 +137,27 @@ class PermutedWeights(ComplexWeights):
         return self.stored.tensors(value.permute([self.order.index(k) for k in range(len(self.order))]))
 
 
+@dataclass(frozen=True)
+class StackedWeights(ComplexWeights):
+    """Output weights (p, n) of k systems with the same states, stored side by side as (p, k n), read as (k p, n)."""
+
+    stored: ComplexWeights
+    systems: int
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the stored tensors."""
+        return self.stored.names
+
+    def value(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """One system's outputs below those of the one before it."""
+        return torch.cat(self.stored.value(tensors).chunk(self.systems, -1), -2)
+
+    def tensors(self, value: Tensor) -> dict[str, Tensor]:
+        """Those of the value side by side."""
+        return self.stored.tensors(torch.cat(value.chunk(self.systems, -2), -1))
+
+
 @dataclass(frozen=True, eq=False)
 class ScaledInputs:
     """How B = gain * weights follows: `gain` `(*h, n)` before and after, real or complex; `embed` has B ~ embed(B').
@@ -183,7 +204,7 @@ def output_pullback(
     The gains `(*h, 1, n)` before and after, real or complex, are those of fixed input weights; None stands for 1. The
     states are the dimension `dim` of the stored tensors.
     """
-    n = restrict.linear.shape[-2]
+    n = restrict.linear.shape[-2] * (weights.systems if isinstance(weights, StackedWeights) else 1)
 
     def covectors(old: Mapping[str, Tensor]) -> dict[str, Tensor]:
         g = weights.value(old)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressm import compress_
 from compressm.adapters.calibration import Calibration
@@ -16,8 +16,11 @@ from compressm.adapters.thirdparty.s5 import S5Adapter, S5SSMAdapter
 from compressm.errors import AdapterError
 from compressm.reduction.criteria import FixedOrder
 from compressm.reduction.result import GramianSource
+from compressm.reduction.selection import ModalTruncation
 from compressm.settings import CompressionSettings
+from compressm.surgery.parameters import apply_update
 from compressm.testing import check_adapter
+from compressm.testing.rewriting import rewrite
 
 WHITE = GramianSource.WHITE
 
@@ -96,13 +99,82 @@ def test_training_goes_on(s5: Any) -> None:
 
 @pytest.mark.parametrize(
     ("options", "found"),
-    [({"liquid": True}, "liquid=True.*depends on the input"), ({"bidir": True}, "bidir=True.*use two layers")],
+    [({"liquid": True}, "liquid=True.*depends on the input")],
 )
 def test_options_that_cannot_be_cut(s5: Any, options: dict[str, Any], found: str) -> None:
     model = nn.Sequential(make(s5, **options))
     with pytest.raises(AdapterError, match=found):
         compress_(model, cut_to(3))
     assert compress_(nn.Sequential(model[0]), cut_to(3), adapters={s5.S5: None}).layers == ()
+
+
+class TestBothWays:
+    @pytest.mark.parametrize("method", ["zoh", "bilinear"])
+    def test_the_laws(self, s5: Any, method: str) -> None:
+        check_adapter(lambda: make(s5, method, bidir=True), order=3)
+        check_adapter(lambda: make(s5, method, bidir=True).seq, order=5)
+
+    def test_gradients_follow_a_change_of_states(self, s5: Any) -> None:
+        layer, adapter = make(s5, bidir=True), find_adapter(make(s5))
+        weight, u = torch.randn(2, 2, 12, 3)
+
+        def gradients() -> dict[str, Tensor]:
+            layer.zero_grad()
+            (layer(u) * weight).sum().backward()
+            return {name: p.grad.clone() for name, p in layer.named_parameters()}
+
+        before = gradients()
+        update = adapter.write(layer, rewrite(adapter.read(layer), adapter.form))
+        expected = {name: new for m in update.maps for name, new in (m.covectors(before) or {}).items()}
+        apply_update(layer, update)
+        after = gradients()
+        assert set(expected) == {"seq.B", "seq.C"}
+        for name, value in expected.items():
+            found = after[name].to(value.dtype)
+            assert torch.allclose(value, found, rtol=1e-3, atol=1e-4 * float(found.abs().max())), name
+
+    def test_captures_are_those_of_both_directions(self, s5: Any) -> None:
+        """From captured inputs and gradients, the gradients of both halves of C and of D."""
+        layer = make(s5, bidir=True)
+        u, weight = torch.randn(2, 2, 12, 3)
+        with Calibration(layer) as calibration:
+            (layer(u) * weight).sum().backward()
+        capture = calibration.capture("")
+        system = find_adapter(layer).read(layer)
+        inputs, gradients = capture.inputs[0][0], capture.gradients[0][0]
+        states, x = [], torch.zeros(4, system.order, dtype=torch.complex128)
+        for step in inputs.unbind(1):
+            x = x * system.a + step.to(x.dtype) @ system.b.mT
+            states.append(x)
+        found = torch.einsum("blp,bln->pn", gradients.to(x.dtype), torch.stack(states, 1).conj())
+        wanted = torch.cat(layer.seq.C.grad.chunk(2, 1)).to(found.dtype)
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+        of_d = (gradients[..., :3] * inputs).sum((0, 1))
+        assert torch.allclose(of_d, layer.seq.D.grad, rtol=1e-4, atol=1e-4)
+
+    def test_the_layer_changes_by_at_most_twice_what_is_reported(self, s5: Any) -> None:
+        layer = make(s5, bidir=True)
+
+        def response() -> Tensor:
+            u = torch.zeros(3, 801, 3)
+            u[range(3), 400, range(3)] = 1
+            with torch.no_grad():
+                return torch.fft.fft(layer(u).double(), dim=1).permute(1, 2, 0)
+
+        before = response()
+        report = compress_(layer, cut_to(3)).layers[0]
+        error = float(torch.linalg.matrix_norm(response() - before, 2).max())
+        assert layer.seq.C.shape == (3, 2 * layer.seq.Lambda.shape[0])
+        assert 0 < error <= 2 * report.hinf_error * (1 + 1e-3) and report.hinf_error <= report.bound * (1 + 1e-3)
+
+    def test_states_can_be_chosen(self, s5: Any) -> None:
+        layer = make(s5, bidir=True)
+        poles, c = set(layer.seq.Lambda.tolist()), layer.seq.C.detach().clone()
+        compress_(layer, CompressionSettings(FixedOrder(3), reducer=ModalTruncation()))
+        assert set(layer.seq.Lambda.tolist()) <= poles
+        first, second = layer.seq.C.chunk(2, 1)
+        assert all(any(torch.equal(x, y) for y in c[:, :8].T) for x in first.T)
+        assert all(any(torch.equal(x, y) for y in c[:, 8:].T) for x in second.T)
 
 
 def test_a_layer_without_imaginary_parts_is_refused(s5: Any) -> None:

@@ -16,7 +16,17 @@ from compressm.reduction.result import GramianSource
 from compressm.training.compressor import OnError
 
 WHITE = GramianSource.WHITE
-KINDS = ["lru_pytorch", "reduction_lru", "s5", "s5 alone", "short_s4d", "diagonal", "shared poles", "low rank"]
+KINDS = [
+    "lru_pytorch",
+    "reduction_lru",
+    "s5",
+    "s5 both ways",
+    "s5 alone",
+    "short_s4d",
+    "diagonal",
+    "shared poles",
+    "low rank",
+]
 
 
 class Sequences(nn.Module):
@@ -45,8 +55,10 @@ def build(request: pytest.FixtureRequest) -> Callable[[], nn.Module]:
             return Sequences(layer)
 
         return lru
-    if name in ("s5", "s5 alone"):
+    if name.startswith("s5"):
         s5 = get("s5")
+        if name == "s5 both ways":
+            return lambda: Sequences(s5.S5(3, 8, dt_min=0.01, dt_max=0.3, bidir=True))
         if name == "s5":
             return lambda: Sequences(s5.S5(3, 8, dt_min=0.01, dt_max=0.3))
         return lambda: Sequences(s5.S5(3, 8, dt_min=0.01, dt_max=0.3).seq, alone=True)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from compressm.adapters.base import Form, StateSpaceAdapter
-from compressm.adapters.holding import double
+from compressm.adapters.holding import double, held
 from compressm.adapters.poles import continuous_poles, log_poles, nearest_poles
 from compressm.adapters.registry import register_adapter, register_signature
 from compressm.adapters.selecting import select_update
-from compressm.adapters.update import LayerUpdate, Reset
-from compressm.adapters.weights import PlainWeights, ScaledInputs, ViewedWeights, output_pullback
+from compressm.adapters.update import LayerUpdate, Reset, Select, kept_entries
+from compressm.adapters.weights import (
+    ComplexWeights,
+    PlainWeights,
+    ScaledInputs,
+    StackedWeights,
+    ViewedWeights,
+    output_pullback,
+)
 from compressm.errors import AdapterError
 from compressm.linalg.statespace import StateSpace
 from compressm.ops.sampling import Sampled, Sampling, sample
 from compressm.reduction.result import Reduction
 
 _RULES = {"discretize_zoh": Sampling.ZOH, "discretize_bilinear": Sampling.BILINEAR}
-_SHAPES = {"Lambda": "n complex", "B": "n m 2", "C": "m n complex", "D": "m", "log_step": "n"}
+_SHAPES = {"Lambda": "n complex", "B": "n m 2", "C": "m k complex", "D": "m", "log_step": "n"}  # k is n or 2 n
 
 
 class S5FormAdapter(StateSpaceAdapter):
@@ -32,6 +41,11 @@ class S5FormAdapter(StateSpaceAdapter):
     A reduction is of the discrete system. Each new state takes over the step of the present state whose pole is
     nearest, so that steps stay among those that were learned; lambda and the weights follow from it. With zero-order
     hold a pole nearer to 0 than 1e-6 is moved out to it.
+
+    With `bidir` the layer has two systems with A and B in common: one runs forwards, the other backwards in time, and
+    their outputs are added. They are read as one system with twice the outputs, D among the first half, which is what
+    is balanced and reported on; the layer's own H-infinity error is at most twice the reported one. Each captured
+    sequence counts twice, as it is and reversed.
     """
 
     form = Form.DIAGONAL
@@ -41,16 +55,18 @@ class S5FormAdapter(StateSpaceAdapter):
         """The discrete system for a step scale of 1; AdapterError for options that are not linear and causal."""
         sampled = self._sampled(layer)
         log_pole = torch.complex(-sampled.nu, sampled.theta)
-        b, c = _gain(sampled).unsqueeze(-1) * self._inputs.read(layer), self._outputs.read(layer)
-        return StateSpace(torch.exp(log_pole), b, c, torch.diag_embed(self._double(layer, "D")), log_a=log_pole)
+        b, c = _gain(sampled).unsqueeze(-1) * self._inputs.read(layer), self._outputs(layer).read(layer)
+        d = torch.diag_embed(self._double(layer, "D"))
+        d = torch.cat([d, torch.zeros_like(d)]) if self._is_bidirectional(layer) else d
+        return StateSpace(torch.exp(log_pole), b, c, d, log_a=log_pole)
 
     def write(self, layer: nn.Module, reduction: Reduction) -> LayerUpdate:
         """The parameters of the reduced system."""
         if reduction.restrict is None or reduction.embed is None:
             raise AdapterError("S5: a reduction without maps between old and new states cannot be written.")
-        rates, steps = f"{self.prefix}Lambda", f"{self.prefix}log_step"
+        rates, steps, weights = f"{self.prefix}Lambda", f"{self.prefix}log_step", self._outputs(layer)
         if reduction.keep is not None:
-            return select_update(layer, reduction.keep, ((rates, steps, *self._inputs.names), self._outputs.names))
+            return self._select(layer, reduction.keep, (rates, steps, *self._inputs.names))
         system, rule, before = reduction.system, self._rule(layer), self._sampled(layer)
         origin = nearest_poles(log_poles(system, "S5"), torch.complex(-before.nu, before.theta))
         log_step = self._double(layer, "log_step")[origin]
@@ -60,10 +76,10 @@ class S5FormAdapter(StateSpaceAdapter):
             rates: torch.complex(-decay, frequency),
             steps: log_step,
             **self._inputs.tensors(system.b / gain.unsqueeze(-1)),
-            **self._outputs.tensors(system.c),
+            **weights.tensors(system.c),
         }
         inputs = ScaledInputs(self._inputs, reduction.embed, _gain(before), gain, system.b)
-        outputs = output_pullback(self._outputs, reduction.restrict)
+        outputs = output_pullback(weights, reduction.restrict)
         return LayerUpdate(system.order, tensors, maps=(inputs.pullback(), outputs, Reset((rates, steps))))
 
     def inputs(
@@ -78,15 +94,52 @@ class S5FormAdapter(StateSpaceAdapter):
                 f"{type(layer).__name__} was called with {'a state' if state is not None else 'a step_scale'}; the "
                 f"system that is cut is the one from a zero state with step_scale=1. Capture such passes."
             )
-        return u, None
+        u = u.unsqueeze(0) if u.ndim == 2 else u
+        return (torch.cat([u, u.flip(1)]) if self._is_bidirectional(layer) and u.ndim == 3 else u), None
+
+    def arranged(self, layer: nn.Module, value: Tensor) -> Tensor:
+        """`(batch, L, m)`; with `bidir` `(2 batch, L, 2 m)`, first for what runs forwards, then for the other."""
+        value = value.unsqueeze(0) if value.ndim == 2 else value
+        if not self._is_bidirectional(layer):
+            return value
+        nothing = torch.zeros_like(value)
+        return torch.cat([torch.cat([value, nothing], -1), torch.cat([nothing, value.flip(1)], -1)])
+
+    def response(self, layer: nn.Module, u: Tensor) -> Tensor:
+        """The layer's own output; with `bidir` that with the other half of C at 0, and the second one reversed."""
+        if not self._is_bidirectional(layer):
+            return self._run(layer, u)
+        inner = self._inner(layer)
+        with _half(inner, 0):
+            forwards = self._run(layer, u)
+        with _half(inner, 1):
+            backwards = self._run(layer, u.flip(1)).flip(1)
+        return torch.cat([forwards, backwards], -1)
+
+    def _run(self, layer: nn.Module, u: Tensor) -> Tensor:
+        """The layer's own output for a batch."""
+        return self.output(layer, type(layer).forward(layer, u))
+
+    def _select(self, layer: nn.Module, keep: Tensor, rows: tuple[str, ...]) -> LayerUpdate:
+        """Some of the present states."""
+        update, name, n = select_update(layer, keep, (rows,)), f"{self.prefix}C", len(self._double(layer, "Lambda"))
+        outputs = Select((name,), torch.cat([keep, keep + n]) if self._is_bidirectional(layer) else keep, 1)
+        tensors = {**update.tensors, name: kept_entries(held(layer, name), outputs.indices, 1)}
+        return replace(update, tensors=tensors, maps=(*update.maps, outputs))
+
+    def _inner(self, layer: nn.Module) -> nn.Module:
+        return layer.get_submodule(self.prefix.rstrip("."))
+
+    def _is_bidirectional(self, layer: nn.Module) -> bool:
+        return bool(vars(self._inner(layer)).get("bidir", False))
 
     @property
     def _inputs(self) -> ViewedWeights:
         return ViewedWeights(f"{self.prefix}B")
 
-    @property
-    def _outputs(self) -> PlainWeights:
-        return PlainWeights(f"{self.prefix}C")
+    def _outputs(self, layer: nn.Module) -> ComplexWeights:
+        weights = PlainWeights(f"{self.prefix}C")
+        return StackedWeights(weights, 2) if self._is_bidirectional(layer) else weights
 
     def _double(self, layer: nn.Module, name: str) -> Tensor:
         return double(layer, self.prefix + name)
@@ -102,12 +155,10 @@ class S5FormAdapter(StateSpaceAdapter):
 
     def _rule(self, layer: nn.Module) -> Sampling:
         """The discretisation; AdapterError for options that this adapter does not know."""
-        inner = layer.get_submodule(self.prefix.rstrip("."))
-        options, name = vars(inner), type(layer).__name__
+        options, name = vars(self._inner(layer)), type(layer).__name__
         for option, plain, remedy in (
             ("liquid", False, "its transition depends on the input, so it is no linear time-invariant system"),
             ("degree", 1, "its input weights are raised to a power"),
-            ("bidir", False, "it also runs backwards in time; use two layers, one on the reversed sequence"),
         ):
             if options.get(option, plain) != plain:
                 raise AdapterError(
@@ -135,20 +186,22 @@ class S5Adapter(S5FormAdapter):
 class S5SSMAdapter(S5FormAdapter):
     """`s5.s5_model.S5SSM` where it stands alone; its forward pass takes one sequence `(L, width)`."""
 
-    def inputs(
-        self, layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
-    ) -> tuple[Tensor, Tensor | None]:
-        """As for a batch of one sequence."""
-        u, mask = super().inputs(layer, args, kwargs)
-        return u.unsqueeze(0) if u.ndim == 2 else u, mask
-
-    def arranged(self, layer: nn.Module, value: Tensor) -> Tensor:
-        """A batch of one sequence."""
-        return value.unsqueeze(0) if value.ndim == 2 else value
-
-    def response(self, layer: nn.Module, u: Tensor) -> Tensor:
+    def _run(self, layer: nn.Module, u: Tensor) -> Tensor:
         """Sequence by sequence."""
         return torch.stack([self.output(layer, type(layer).forward(layer, sequence)) for sequence in u])
+
+
+@contextmanager
+def _half(inner: nn.Module, half: int) -> Iterator[None]:
+    """With one half of C alone, and D only with the first; as it was afterwards."""
+    held_before = dict(inner._parameters)
+    c, d = inner.get_parameter("C"), inner.get_parameter("D")
+    keep = torch.arange(c.shape[1], device=c.device) // (c.shape[1] // 2) == half
+    inner._parameters.update({"C": c * keep, "D": d * (1 - half)})  # pyright: ignore[reportCallIssue, reportArgumentType]
+    try:
+        yield
+    finally:
+        inner._parameters.update(held_before)
 
 
 def _gain(sampled: Sampled) -> Tensor:
