@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import json, sys, time
 import numpy, torch
 before = set(sys.modules)
 start = time.process_time()
-import compressm
+from compressm import *
 seconds = time.process_time() - start
 print(json.dumps({"seconds": seconds, "modules": sorted(set(sys.modules) - before)}))
 """
@@ -44,6 +45,32 @@ def test_import_takes_no_optional_dependency() -> None:
     assert "compressm" in modules
     assert not [name for name in modules if name.split(".")[0] in OPTIONAL]
     assert not [name for name in modules if name.startswith(("compressm.cli", "compressm.data", "compressm.testing"))]
+
+
+def test_nothing_is_imported_before_it_is_used() -> None:
+    code = """
+import sys
+import compressm
+from compressm.cli.app import run
+assert run(["--help"]) == run(["train", "--help"]) == 0
+assert not {"torch", "numpy", "matplotlib", "rich.progress"} & set(sys.modules), sorted(sys.modules)
+from compressm.layers.model import SequenceModel
+assert compressm.layers.SequenceModel is SequenceModel
+"""
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+def test_names_for_type_checkers_are_those_that_exist() -> None:
+    """The imports that only type checkers see, beside the table that is used."""
+    tree = ast.parse(Path(compressm.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    static = [(alias.asname, node.module) for node in block.body for alias in node.names]
+    assert sorted(name for name, _ in static) == sorted(compressm.__all__)
+    for name, module in static:
+        assert getattr(compressm, name) is getattr(sys.modules[module], name)
+        assert name in dir(compressm)
+    with pytest.raises(AttributeError, match="'compressm' has no attribute 'nothing'"):
+        _ = compressm.nothing
 
 
 def test_version_is_the_project_files() -> None:

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "compressm"
@@ -78,10 +77,8 @@ def unlisted() -> Iterator[str]:
     """Names that `compressm` exports but no page of docs/api shows, itself or through its module."""
     package = importlib.import_module("compressm")
     shown = {m for page in API.rglob("*.md") for m in re.findall(r"^::: (\S+)", page.read_text("utf-8"), re.MULTILINE)}
-    for name, value in vars(package).items():
-        if name.startswith("_") or isinstance(value, ModuleType):
-            continue
-        module = getattr(value, "__module__", None)
+    for name in package.__all__:
+        module = getattr(getattr(package, name), "__module__", None)
         homes = {f"compressm.{name}", str(module), f"{module}.{name}"}
         if not homes & shown:
             yield f"docs/api: compressm.{name} (of {module}) is on no page"
