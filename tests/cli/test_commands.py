@@ -14,6 +14,7 @@ import pytest
 from compressm.checkpoint import read_structure
 from compressm.cli.stored import open_stored
 from compressm.cli.stored_analysis import without_data
+from compressm.errors import DataError
 from compressm.reduction.result import GramianSource
 from compressm.training.presets import PRESETS
 
@@ -39,6 +40,19 @@ def test_analyze_without_data(command: Command, finished: Path, tmp_path: Path) 
     result = command("analyze", finished, "--white", "--picture", tmp_path / "a.png", "--preset", "paper")
     assert result.code == 0
     assert "white / white" in result.out
+
+
+@pytest.mark.parametrize("arguments", [["--white"], ["--preset", "white"], ["--preset", "paper"]])
+def test_classical_gramians_are_shown_without_the_data(
+    command: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise DataError("the data are gone")
+
+    monkeypatch.setattr("compressm.cli.loading.load_dataset", missing)
+    analyze = ("analyze", finished, "--picture", tmp_path / "a.png")
+    assert command(*analyze, *arguments).code == 0
+    assert "the data are gone" in command(*analyze).err
 
 
 def test_white_asks_for_no_data_and_so_misses_none(command: Command, finished: Path, tmp_path: Path) -> None:

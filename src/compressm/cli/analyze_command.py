@@ -13,7 +13,7 @@ def analyze(
     tolerances: Annotated[
         str, typer.Option(help="Fractions of the sum of Hankel singular values to discard.")
     ] = "0.1,0.05,0.02,0.01,0.001",
-    preset: Annotated[str, typer.Option(help="Kind of balancing: default or paper.")] = "default",
+    preset: Annotated[str, typer.Option(help="Kind of balancing: default, data, white or paper.")] = "default",
     white: Annotated[bool, typer.Option("--white", help="Classical Gramians: use no data.")] = False,
     batches: Annotated[int, typer.Option(help="Training batches that the Gramians are measured on.", min=1)] = 2,
     data: Annotated[Path | None, typer.Option(help="Other data than the run's: a .npz file.")] = None,
@@ -29,14 +29,14 @@ def analyze(
     from compressm.cli.report.show import print_table
     from compressm.cli.report.spectra_picture import draw_spectra
     from compressm.cli.stored import open_stored
-    from compressm.cli.stored_analysis import calibrate, named_preset, outlooks, without_data
+    from compressm.cli.stored_analysis import calibrate, named_preset, needs_data, outlooks, without_data
 
     terminal = Terminal(quiet)
     fractions: tuple[float, ...] = convert(tuple[float, ...], tolerances, "--tolerances")  # type: ignore[assignment]
     chosen = without_data(named_preset(preset)) if white else named_preset(preset)
     stored = open_stored(checkpoint, terminal)
     calibration = None
-    if not white:
+    if needs_data(chosen):
         calibration = calibrate(stored, load_data_of(stored, data, terminal), batches, terminal)
     found = outlooks(stored, chosen, fractions, calibration)
     for table in outlook_tables(found, count(stored.model)):

@@ -18,7 +18,7 @@ def compress(
     order: Annotated[
         int | None, typer.Option(help="Order to cut to, instead of --discard.", show_default=False)
     ] = None,
-    preset: Annotated[str, typer.Option(help="Kind of balancing: default or paper.")] = "default",
+    preset: Annotated[str, typer.Option(help="Kind of balancing: default, data, white or paper.")] = "default",
     white: Annotated[bool, typer.Option("--white", help="Classical Gramians: use no data.")] = False,
     batches: Annotated[int, typer.Option(help="Training batches that the Gramians are measured on.", min=1)] = 2,
     data: Annotated[Path | None, typer.Option(help="Other data than the run's: a .npz file.")] = None,
@@ -35,7 +35,7 @@ def compress(
     from compressm.cli.report.after_cut import after_cut_tables
     from compressm.cli.report.show import print_table
     from compressm.cli.stored import evaluate_stored, open_stored
-    from compressm.cli.stored_analysis import calibrate, named_preset, without_data
+    from compressm.cli.stored_analysis import calibrate, named_preset, needs_data, without_data
     from compressm.compress import compress_
     from compressm.reduction.criteria import FixedOrder
 
@@ -52,7 +52,7 @@ def compress(
     if target.exists():
         raise ConfigError(f"{target} exists; choose another --out or delete it.")
     dataset = load_data_of(stored, data, terminal)
-    calibration = None if white else calibrate(stored, dataset, batches, terminal)
+    calibration = calibrate(stored, dataset, batches, terminal) if needs_data(chosen) else None
     before, size = evaluate_stored(stored, dataset, dataset.test, terminal), count(stored.model)
     report = compress_(stored.model, settings, calibration=calibration)
     after = evaluate_stored(stored, dataset, dataset.test, terminal)

@@ -63,6 +63,11 @@ def without_data(chosen: Preset) -> Preset:
     return replace(chosen, settings=replace(chosen.settings, controllability=white, observability=white))
 
 
+def needs_data(chosen: Preset) -> bool:
+    """Whether any Gramian is weighted by data."""
+    return {chosen.settings.controllability, chosen.settings.observability} != {GramianSource.WHITE}
+
+
 def outlooks(
     stored: StoredModel, preset: Preset, tolerances: Sequence[float], calibration: Calibration | None
 ) -> list[Outlook]:

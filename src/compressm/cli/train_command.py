@@ -27,16 +27,19 @@ def train(
     data: Annotated[
         Path | None, _option("Your own arrays: a .npz file with X and y (see the documentation).", "Data")
     ] = None,
-    config: Annotated[Path | None, _option("Settings from a YAML file; flags go before it.", "Data")] = None,
+    config: Annotated[Path | None, _option("Settings from a YAML file; flags win over it.", "Data")] = None,
     assign: Annotated[
         list[str] | None, _option("Any setting, such as training.log_every=5; may be repeated.", "Data", "--set")
     ] = None,
     layer: Annotated[
         str | None, _option("lru, dense, dss, d-linoss, linoss, lssl, rotations, s4, s4d or s5.", _Model)
     ] = None,
-    init: Annotated[str | None, _option("Initial poles, for kinds of layers with a choice.", _Model)] = None,
+    init: Annotated[str | None, _option("Initial poles of dss, s4d or s5: legs, inv or lin.", _Model)] = None,
     discretization: Annotated[
-        str | None, _option("How the layer's continuous system is sampled, for kinds with a choice.", _Model)
+        str | None,
+        _option(
+            "How a system is sampled: zoh or bilinear (s4d, s5), exp or softmax (dss), im or imex (linoss).", _Model
+        ),
     ] = None,
     order: Annotated[int | None, _option("States of each layer at the start.", _Model)] = None,
     width: Annotated[int | None, _option("Channels.", _Model)] = None,
@@ -58,11 +61,19 @@ def train(
     threads: Annotated[int | None, _option("Threads of PyTorch.", _Training)] = None,
     eval_every: Annotated[int | None, _option("Steps between validations.", _Training)] = None,
     compress: Annotated[bool | None, _option("Whether to cut at all.", _Cuts, "--compress/--no-compress")] = None,
-    preset: Annotated[str | None, _option("default, or paper (as published).", _Cuts)] = None,
-    discard: Annotated[
-        float | None, _option("Discard at most this fraction of the sum of Hankel singular values, each cut.", _Cuts)
+    preset: Annotated[
+        str | None,
+        _option(
+            "Kind of balancing: default (by data and loss), data (without the loss), white (classical) or paper (as "
+            "published).",
+            _Cuts,
+        ),
     ] = None,
-    cuts: Annotated[int | None, _option("Number of cuts, at equal distances in the window.", _Cuts)] = None,
+    discard: Annotated[
+        float | None,
+        _option("Discard at most this fraction of the sum of Hankel singular values, each cut; else 0.02.", _Cuts),
+    ] = None,
+    cuts: Annotated[int | None, _option("Number of cuts, at equal distances in the window; else 4.", _Cuts)] = None,
     window: Annotated[str | None, _option("Steps between which cuts are made: first,last.", _Cuts)] = None,
     at: Annotated[str | None, _option("Cut at these steps: 100,200,400.", _Cuts)] = None,
     every: Annotated[int | None, _option("Cut every so many steps.", _Cuts)] = None,
