@@ -26,7 +26,7 @@ WITHOUT_FLAG = {
     "model.r_max": "Largest modulus of the initial poles; the same kinds.",
     "model.dt_min": "Least initial step size; `s4`, `s4d`, `s5`, `dss`, `lssl`.",
     "model.dt_max": "Largest initial step size; the same kinds.",
-    "model.length": "Steps that a softmax kernel of `dss` is normalised over; the longest training sequence if not given.",
+    "model.length": "Steps that a softmax kernel (`dss`) is normalised over; else the longest training sequence.",
     "training.optimizer": "The optimizer.",
     "training.final_lr": "Learning rate at the last step of the cosine schedule.",
     "training.kernels": "Whether compiled kernels are used; wherever they can run, if not given.",
