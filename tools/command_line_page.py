@@ -39,6 +39,7 @@ WITHOUT_FLAG = {
     "compression.minimum_gain": "Cuts that remove a smaller fraction of the states are not made.",
     "compression.optimizer_policy": "What becomes of the optimizer's averages.",
     "compression.calibration_steps": "Training steps before a cut whose data weight it.",
+    "compression.unstable": "What is done about a layer with an unstable pole.",
     "output.keep": "Newest checkpoints that stay.",
     "output.tensorboard": "Whether TensorBoard events are written.",
     "output.pictures": "Whether pictures are drawn.",
@@ -68,8 +69,8 @@ def page() -> str:
         lines += [f"\n## compressm {name}\n", " ".join(command.help.split()), ""]
         lines += _table(("", "default", ""), _options(name, command.params))
     rows = list(_settings(RunConfig()))
-    if unknown := set(WITHOUT_FLAG) - {name for name, *_ in rows}:
-        raise KeyError(f"There are no settings {unknown}.")
+    if wrong := set(WITHOUT_FLAG) ^ {name for name, _, _, option, _ in rows if not option}:
+        raise KeyError(f"WITHOUT_FLAG tells of settings that are none, or have a flag, or it leaves some out: {wrong}.")
     lines += [_SETTINGS.rstrip(), ""]
     lines += _table(("setting", "wanted", "default", "option", ""), [(f"`{row[0]}`", *row[1:]) for row in rows])
     return "\n".join(lines) + "\n"
@@ -103,7 +104,7 @@ def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, str, str, st
             parameter = helps[flags[path]]
             yield path, _wanted(hints[one.name]), _value(value), f"`{parameter.opts[0]}`", parameter.help
         else:
-            yield path, _wanted(hints[one.name]), _value(value), "", WITHOUT_FLAG[path]
+            yield path, _wanted(hints[one.name]), _value(value), "", WITHOUT_FLAG.get(path, "")
 
 
 def _wanted(kind: Any) -> str:
