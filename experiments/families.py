@@ -1,12 +1,12 @@
 """Every kind of layer on real data: a short run with two cuts in it, against the same run uncut.
 
-    COMPRESSM_DATA=... python experiments/families.py --out experiments/results/families
+    COMPRESSM_DATA=... python experiments/families.py --out experiments/results/families --page docs/results.md
 
 Each layer starts with 32 stored states and is cut to 16 and to 8 on the way, by the command line's own `train`. The
 validation score is taken right before and right after the last cut, the test score at the end of both runs: accuracy,
 or for measured systems the normalised simulation error (NRMSE, smaller is better; see docs/howto/data-sets.md). One
 seed and small validation splits (their sizes are in the table): this shows that a family works, not which one is
-better.
+better. `--page` puts the table into a page, between the lines that MARKS names, with command, date, machine and commit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smnist import markdown, write_record
+from smnist import machine, markdown, write_record
 
 from compressm.cli.app import run
 from compressm.cli.metrics import read_metrics
@@ -26,6 +26,7 @@ from compressm.cli.results import Results
 from compressm.data import Task, load_dataset
 
 ORDER, ORDERS = 32, (16, 8)
+MARKS = "<!-- families: begin -->\n", "<!-- families: end -->\n"
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,22 @@ def table(found: list[dict[str, object]]) -> str:
     return markdown(head, rows)
 
 
+def put_into(page: Path, command: str, text: str) -> None:
+    """Replace what lies between the marks; ValueError where the page has them not."""
+    before, found, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
+    _, ended, after = rest.partition(MARKS[1])
+    if not found or not ended:
+        raise ValueError(f"{page} has no lines {' and '.join(mark.strip() for mark in MARKS)}.")
+    where = ", ".join(f"{key} {value}" for key, value in machine().items())
+    page.write_text(f"{before}{MARKS[0]}{text}\n\n`{command}` ({where}).\n{MARKS[1]}{after}", encoding="utf-8")
+
+
 def main() -> int:
     """Run all families, or those named; 1 where one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=None, help="kinds of layers")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--page", type=Path)
     args = parser.parse_args()
     found, failed = [], []
     for case in RUNS:
@@ -142,8 +154,10 @@ def main() -> int:
             except RuntimeError as error:
                 failed.append(case.name)
                 print(error, file=sys.stderr, flush=True)
-    text = table(found)
-    write_record(None if failed else args.out, " ".join(["python", *sys.argv]), found, text)
+    text, command = table(found), " ".join(["python", *sys.argv])
+    write_record(None if failed else args.out, command, found, text)
+    if args.page is not None and not failed:
+        put_into(args.page, command, text)
     return 1 if failed else 0
 
 
