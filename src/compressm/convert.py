@@ -48,10 +48,10 @@ def convert_(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
     `names` are those of `find_layers`; None stands for all layers of the library that are not general yet. Nothing is
     replaced where one of them cannot be.
 
-    Raises AdapterError for a name that is no such layer, where the model itself is the layer, for a D that is no
-    diagonal, where a state matrix cannot be diagonalized to working precision, and for a part of the layers of a
-    `SequenceModel`, whose `config` names one kind for all; SurgeryError for a wrapped model; ConfigError where `names`
-    holds anything but names.
+    Raises AdapterError for a name that is no such layer, where the model itself is the layer, for poles on or outside
+    the unit circle (LinOSS-IMEX), for a D that is no diagonal, where a state matrix cannot be diagonalized to working
+    precision, and for a part of the layers of a `SequenceModel`, whose `config` names one kind for all; SurgeryError
+    for a wrapped model; ConfigError where `names` holds anything but names.
     """
     require_plain(model)
     chosen = None if names is None else _list(names)
@@ -114,6 +114,11 @@ def _converted(ref: LayerRef) -> SequenceLayer:
             + ("it is a general diagonal layer already." if _is_general(ref) else "it is no layer of the library.")
         )
     system = read_system(ref)
+    if not system.is_stable():
+        raise AdapterError(
+            f"{ref.name}: its spectral radius is {float(system.spectral_radius().max()):.9g}, and a general diagonal layer "
+            f"stores poles inside the unit circle only; nothing was converted. Cut it as it is."
+        )
     diagonal = _diagonal(system)
     new, adapter = _empty(layer, diagonal)
     n = diagonal.order

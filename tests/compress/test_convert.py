@@ -10,7 +10,7 @@ from compressm.checkpoint import load_checkpoint, save_checkpoint
 from compressm.compress import compress_
 from compressm.convert import convert_
 from compressm.errors import AdapterError
-from compressm.layers import DSS, LRU, S4, S4D, S5, Bidirectional, DenseSSM, ModelConfig, SequenceModel
+from compressm.layers import DSS, LRU, S4, LinOSS, S4D, S5, Bidirectional, DenseSSM, ModelConfig, SequenceModel
 from compressm.reduction.criteria import FixedOrder
 from compressm.settings import CompressionSettings
 
@@ -89,6 +89,7 @@ def test_one_system_becomes_s5_also_where_it_appears_twice() -> None:
         (DSS(2, 4), ["1"], r"no layers \['1'\]; it has \['0'\]"),
         (LRU(2, 4), ["0"], "a general diagonal layer already"),
         (S4(2, 64), None, "in diagonal form its impulse response would differ"),
+        (LinOSS(2, 4, discretization="imex"), None, "stores poles inside the unit circle only"),
     ],
 )
 def test_what_cannot_be_is_refused(layer, names, message) -> None:

@@ -63,11 +63,12 @@ def _spectra(layer: LayerPlan) -> list[tuple[str, tuple[float, ...]]]:
 
 
 def spectrum_lines(outlooks: Sequence[Outlook]) -> dict[str, list[SpectrumLine]]:
-    """One line a layer, with a mark for each tolerance."""
+    """One line a layer, with a mark for each tolerance; for a bank also its channels, the largest and the median."""
     lines: dict[str, list[SpectrumLine]] = {}
     for number, layer in enumerate(outlooks[0].plan.layers):
         marks = {f"{o.discard:g}": o.plan.layers[number].planned_states for o in outlooks}
-        lines[layer.name] = [SpectrumLine(f"order {layer.order}", layer.hankel_singular_values, marks)]
+        channels = () if layer.bank is None else layer.bank.values
+        lines[layer.name] = [SpectrumLine(f"order {layer.order}", layer.hankel_singular_values, marks, channels)]
         if layer.bank is not None:
             lines[layer.name].append(SpectrumLine("largest channel", layer.bank.largest, {}))
             lines[layer.name].append(SpectrumLine("median channel", layer.bank.median, {}))

@@ -50,7 +50,7 @@ def _spectrum_lines(summary: RunSummary) -> dict[str, list[SpectrumLine]]:
                 label = f"step {cut.step}: {layer.before} → {layer.after}"
                 per_slot = max(1, round(len(layer.spectrum) / layer.before))
                 lines.setdefault(layer.layer, []).append(
-                    SpectrumLine(label, layer.spectrum, {"": layer.after * per_slot})
+                    SpectrumLine(label, layer.spectrum, {"": layer.after * per_slot}, layer.channels)
                 )
     for name, values in summary.end_spectra.items():
         if name in lines and values:

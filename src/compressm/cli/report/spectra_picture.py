@@ -13,15 +13,22 @@ _DECADES = 8  # what lies further below the largest value is round-off or close 
 
 @dataclass(frozen=True)
 class SpectrumLine:
-    """One spectrum, largest value first, with labelled numbers of values that a cut keeps (an empty label: no text)."""
+    """One spectrum, largest value first, with labelled numbers of values that a cut keeps (an empty label: no text).
+
+    `channels` are the spectra of a bank's systems that the line stands for.
+    """
 
     label: str
     values: Sequence[float]
     kept: Mapping[str, int] = field(default_factory=dict)
+    channels: Sequence[Sequence[float]] = ()
 
 
 def draw_spectra(path: Path, layers: Mapping[str, Sequence[SpectrumLine]], title: str) -> None:
-    """Values relative to the largest of each line, on a logarithmic scale; a circle where each cut keeps up to."""
+    """Values relative to the largest of each line, on a logarithmic scale; a circle where each cut keeps up to.
+
+    The channels of a bank are thin lines behind, each relative to its own largest value.
+    """
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
@@ -31,10 +38,10 @@ def draw_spectra(path: Path, layers: Mapping[str, Sequence[SpectrumLine]], title
         for panel, (name, lines) in zip(panels, layers.items(), strict=False):
             for number, line in enumerate(lines):
                 colour = colormaps["viridis"](0.85 * number / max(len(lines) - 1, 1)) if len(lines) > 1 else COLOURS[0]
-                largest = max(max(line.values, default=0.0), 1e-300)
-                shown = [max(value / largest, 0.0) for value in line.values]
-                curve = [value if value > 10**-_DECADES else float("nan") for value in shown]
-                panel.plot(range(1, len(curve) + 1), curve, color=colour, label=line.label)
+                for channel in line.channels:
+                    panel.plot(*_curve(_relative(channel)), color=colour, lw=0.6, alpha=0.25, zorder=1)
+                shown = _relative(line.values)
+                panel.plot(*_curve(shown), color=colour, label=line.label)
                 for label, kept in line.kept.items():
                     if not 0 < kept < len(shown):
                         continue
@@ -50,3 +57,12 @@ def draw_spectra(path: Path, layers: Mapping[str, Sequence[SpectrumLine]], title
                 panel.legend(loc="best")
         hide_rest(axes, len(layers))
         figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+
+
+def _relative(values: Sequence[float]) -> list[float]:
+    largest = max(max(values, default=0.0), 1e-300)
+    return [max(value / largest, 0.0) for value in values]
+
+
+def _curve(shown: Sequence[float]) -> tuple[range, list[float]]:
+    return range(1, len(shown) + 1), [value if value > 10**-_DECADES else float("nan") for value in shown]

@@ -27,6 +27,7 @@ class LayerCut:
     change: float | None
     sources: str
     spectrum: list[float]
+    channels: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ def _layer(layer: Record) -> LayerCut:
         layer.get("output_change"),
         f"{layer.get('controllability', '?')} / {layer.get('observability', '?')}",
         layer.get("hankel_singular_values") or [],
+        (layer.get("bank") or {}).get("values") or [],
     )
 
 
