@@ -36,6 +36,7 @@ class Run:
     layer: str
     data: str
     steps: int = 300
+    lr: float = 4e-3
     options: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -45,16 +46,16 @@ class Run:
 
 
 RUNS = (
-    Run("lru", "digits"),
+    Run("lru", "fsdd", 400, 1e-2),
     Run("dense", "cascaded-tanks"),
-    Run("s5", "fsdd", 120),
-    Run("s4d", "ucr:ACSF1", 200),
+    Run("s5", "digits", 600, 1e-2),
+    Run("s4d", "ucr:ACSF1", 300, 1e-2),
     Run("s4", "ucr:GunPoint"),
-    Run("dss", "digits"),
-    Run("lssl", "ucr:ItalyPowerDemand", 200),
+    Run("dss", "digits", 600, 1e-2),
+    Run("lssl", "ucr:ItalyPowerDemand", 400),
     Run("rotations", "wiener-hammerstein"),
     Run("linoss", "pick-and-place", options={"model.discretization": "im"}),
-    Run("linoss", "digits", options={"model.discretization": "imex"}),
+    Run("linoss", "digits", 600, 1e-2, options={"model.discretization": "imex"}),
     Run("d-linoss", "ucr:BasicMotions"),
 )
 
@@ -67,7 +68,7 @@ def train(case: Run, folder: Path, cut: bool) -> None:
     arguments = [
         "train", case.data, "--layer", case.layer, "--order", str(ORDER), "--width", "16", "--blocks", "1",
         "--batch-size", "16", "--steps", str(case.steps), "--eval-every", str(case.steps), "--threads", "1",
-        "--seed", "0", "--quiet", "--run", str(folder), *cuts,
+        "--lr", str(case.lr), "--seed", "0", "--quiet", "--run", str(folder), *cuts,
         *(word for item in sets.items() for word in ("--set", "=".join(item))),
     ]  # fmt: skip
     if run(arguments) != 0:
@@ -93,6 +94,7 @@ def measure(case: Run) -> dict[str, object]:
         "data": case.data,
         "metric": metric,
         "steps": case.steps,
+        "lr": case.lr,
         "validation": dataset.validation.cases,
         "test": dataset.test.cases,
         "before": scores["before_cut"][-1],

@@ -51,6 +51,9 @@ def convert_(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
     Raises AdapterError for a name that is no such layer, where the model itself is the layer, for poles on or outside
     the unit circle (LinOSS-IMEX), for a D that is no diagonal, where a state matrix cannot be diagonalized to working
     precision, and for a part of the layers of a `SequenceModel`, whose `config` names one kind for all; SurgeryError
+    Raises AdapterError for a name that is no such layer, where the model itself is the layer, for poles on or outside
+    the unit circle (LinOSS-IMEX), for a D that is no diagonal, where a state matrix cannot be diagonalized to working
+    precision, and for a part of the layers of a `SequenceModel`, whose `config` names one kind for all; SurgeryError
     for a wrapped model; ConfigError where `names` holds anything but names.
     """
     require_plain(model)
@@ -116,8 +119,8 @@ def _converted(ref: LayerRef) -> SequenceLayer:
     system = read_system(ref)
     if not system.is_stable():
         raise AdapterError(
-            f"{ref.name}: its spectral radius is {float(system.spectral_radius().max()):.9g}, and a general diagonal layer "
-            f"stores poles inside the unit circle only; nothing was converted. Cut it as it is."
+            f"{ref.name}: its spectral radius is {float(system.spectral_radius().max()):.9g}, and a general diagonal "
+            f"layer stores poles inside the unit circle only; nothing was converted. Cut it as it is."
         )
     diagonal = _diagonal(system)
     new, adapter = _empty(layer, diagonal)

@@ -10,7 +10,7 @@ from compressm.checkpoint import load_checkpoint, save_checkpoint
 from compressm.compress import compress_
 from compressm.convert import convert_
 from compressm.errors import AdapterError
-from compressm.layers import DSS, LRU, S4, LinOSS, S4D, S5, Bidirectional, DenseSSM, ModelConfig, SequenceModel
+from compressm.layers import DSS, LRU, S4, S4D, S5, Bidirectional, DenseSSM, LinOSS, ModelConfig, SequenceModel
 from compressm.reduction.criteria import FixedOrder
 from compressm.settings import CompressionSettings
 
