@@ -51,9 +51,6 @@ def convert_(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
     Raises AdapterError for a name that is no such layer, where the model itself is the layer, for poles on or outside
     the unit circle (LinOSS-IMEX), for a D that is no diagonal, where a state matrix cannot be diagonalized to working
     precision, and for a part of the layers of a `SequenceModel`, whose `config` names one kind for all; SurgeryError
-    Raises AdapterError for a name that is no such layer, where the model itself is the layer, for poles on or outside
-    the unit circle (LinOSS-IMEX), for a D that is no diagonal, where a state matrix cannot be diagonalized to working
-    precision, and for a part of the layers of a `SequenceModel`, whose `config` names one kind for all; SurgeryError
     for a wrapped model; ConfigError where `names` holds anything but names.
     """
     require_plain(model)
