@@ -30,7 +30,7 @@ from compressm.errors import (
 )
 from compressm.linalg.clamping import Clamped, clamp_poles
 from compressm.linalg.forms import Frame, states_per_slot
-from compressm.linalg.gramians import GramianFactors, controllability_factor, dual, moment_factor
+from compressm.linalg.gramians import GramianFactors, controllability_factor, dual, moment_factor, white_factors
 from compressm.linalg.hankel import hankel_spectrum
 from compressm.linalg.horizon import horizon_norms
 from compressm.linalg.norms import difference, error_bound, hinf_estimate, hinf_norm
@@ -250,15 +250,21 @@ class LayerAnalysis:
             white = GramianSource.WHITE in (controllability, observability)
             if white and horizon is None:
                 self.system.require_stable(self.ref.label)
-            p = self._data_factor if controllability is GramianSource.DATA else self._white(self._balanced, horizon)
-            if p is None:
-                fallbacks.append(f"{controllability.value}/{observability.value} Gramians: no inputs were captured")
-                continue
-            q = self._loss_factor if observability is GramianSource.LOSS else self._white(dual(self._balanced), horizon)
-            if q is None:
-                fallbacks.append(f"{controllability.value}/{observability.value} Gramians: no gradients were captured")
-                continue
-            factors = GramianFactors(p, q, self.frame)
+            if controllability is observability is GramianSource.WHITE:
+                factors = white_factors(self._balanced, self.frame, horizon)
+            else:
+                p = self._data_factor if controllability is GramianSource.DATA else self._white(self._balanced, horizon)
+                if p is None:
+                    fallbacks.append(f"{controllability.value}/{observability.value} Gramians: no inputs were captured")
+                    continue
+                loss = observability is GramianSource.LOSS
+                q = self._loss_factor if loss else self._white(dual(self._balanced), horizon)
+                if q is None:
+                    fallbacks.append(
+                        f"{controllability.value}/{observability.value} Gramians: no gradients were captured"
+                    )
+                    continue
+                factors = GramianFactors(p, q, self.frame)
             used = horizon if white else None
             weighting = Weighting(factors, hankel_spectrum(factors), controllability, observability, used)
             yield share(weighting) if self.ref.adapter.form is Form.SHARED else weighting

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -27,8 +29,10 @@ def test_a_full_projection_changes_nothing(frame: Frame, method: BalancingMethod
     projection = balancing_projection(factors, spectrum, torch.arange(states), method)
     assert torch.allclose(projection.w.mH @ projection.v, torch.eye(states, dtype=projection.v.dtype), atol=1e-9)
     dense = in_frame(system, frame)
-    whole = projection.apply(dense)
+    whole = projection.apply(dense, frame)
     assert whole.order == states
+    direct = projection.apply(system, frame)  # without the dense form
+    assert all(torch.allclose(getattr(direct, n), getattr(whole, n), rtol=0, atol=1e-12) for n in "abc")
     assert hinf_norm(difference(dense, whole)) < 1e-10 * hinf_norm(dense)
 
 
@@ -38,7 +42,7 @@ def test_the_square_root_method_gives_balanced_coordinates() -> None:
     spectrum = hankel_spectrum(factors)
     for kept in (12, 5):
         projection = balancing_projection(factors, spectrum, torch.arange(kept))
-        small = projection.apply(system)
+        small = projection.apply(system, Frame.REAL)
         sigma = torch.diag(spectrum.values[:kept])
         if kept == 12:
             for gramian in (controllability_gramian(small), observability_gramian(small)):
@@ -53,7 +57,8 @@ def test_both_methods_give_one_map() -> None:
     factors = gramian_factors(system)
     spectrum = hankel_spectrum(factors)
     first, second = (
-        balancing_projection(factors, spectrum, torch.arange(7), method).apply(system) for method in BalancingMethod
+        balancing_projection(factors, spectrum, torch.arange(7), method).apply(system, Frame.REAL)
+        for method in BalancingMethod
     )
     assert hinf_norm(difference(first, second)) < 1e-10 * hinf_norm(system)
     v = balancing_projection(factors, spectrum, torch.arange(7), BalancingMethod.BALANCING_FREE).v
@@ -74,10 +79,10 @@ def test_a_batch_equals_a_loop() -> None:
     each = [realify(ring_system(4, 2, 2, seed=seed)) for seed in range(3)]
     batch = stack_systems(each)
     factors = gramian_factors(batch)
-    whole = balancing_projection(factors, hankel_spectrum(factors), torch.arange(4)).apply(batch)
+    whole = balancing_projection(factors, hankel_spectrum(factors), torch.arange(4)).apply(batch, Frame.REAL)
     for system, small in zip(each, unstack_systems(whole), strict=True):
         factors = gramian_factors(system)
-        wanted = balancing_projection(factors, hankel_spectrum(factors), torch.arange(4)).apply(system)
+        wanted = balancing_projection(factors, hankel_spectrum(factors), torch.arange(4)).apply(system, Frame.REAL)
         assert hinf_norm(difference(wanted, small)) < 1e-10 * hinf_norm(system)
 
 
@@ -89,12 +94,12 @@ def test_states_with_the_value_zero_are_refused() -> None:
         balancing_projection(factors, hankel_spectrum(factors), torch.arange(1))
 
 
-def test_a_projection_is_for_a_dense_system() -> None:
+def test_a_projection_in_the_real_frame_is_for_a_real_output() -> None:
     system = ring_system(2, 1, 1)
-    factors = gramian_factors(system, Frame.COMPLEX)
+    factors = gramian_factors(system)
     projection = balancing_projection(factors, hankel_spectrum(factors), torch.arange(1))
-    with pytest.raises(InvalidSystemError, match="dense"):
-        projection.apply(system)
+    with pytest.raises(InvalidSystemError, match="no real frame"):
+        projection.apply(replace(system, output="complex"), Frame.REAL)
 
 
 def test_numerical_rank() -> None:
@@ -114,7 +119,7 @@ def test_truncation_is_stable_at_every_order() -> None:
         factors = gramian_factors(system)
         spectrum = hankel_spectrum(factors)
         for order in range(1, 16):
-            small = balancing_projection(factors, spectrum, torch.arange(order)).apply(system)
+            small = balancing_projection(factors, spectrum, torch.arange(order)).apply(system, Frame.REAL)
             assert small.is_stable()
             # balanced Gramians of the truncated system are sub-blocks in continuous time only; never larger in discrete
             assert float(hankel_singular_values(small)[0]) <= float(spectrum.values[0]) * (1 + 1e-9)

@@ -155,6 +155,20 @@ def test_poles_that_round_to_the_unit_circle_in_single_precision(gap: float) -> 
         assert torch.allclose(found[: len(wanted) - 1], wanted[:-1], rtol=1e-9, atol=1e-13 * float(wanted[0]))
 
 
+@pytest.mark.parametrize("gap", [0.3, 1e-3, 1e-7, 1e-12])
+@pytest.mark.parametrize("with_log", [False, True])
+def test_single_input_single_output_systems_with_crowded_real_and_vanishing_poles(gap: float, with_log: bool) -> None:
+    """The rational bases, in either frame; without logarithms for poles away from the circle, where they say it all."""
+    nu = torch.tensor([gap, 1.001 * gap, 2 * gap, 0.3, 0.3, 40.0, 0.2, 900.0], dtype=torch.float64)
+    theta = torch.tensor([1.0, 1.0 + gap, -1.0, 0.0, torch.pi, 2.0, 25.0, 1.0], dtype=torch.float64)
+    log_a = torch.complex(nu.neg() if with_log else nu.clamp_min(0.1).neg(), theta)
+    generator = torch.Generator().manual_seed(0)
+    b, c = torch.randn(2, len(nu), generator=generator, dtype=torch.complex128)
+    system = StateSpace(log_a.exp(), b[:, None], c[None], log_a=log_a if with_log else None)
+    for frame in Frame:
+        check(system, frame)
+
+
 def test_singular_values_far_below_are_finite_and_small() -> None:
     """sqrt(eig(P Q)) gives NaN for about half of these."""
     system = build_diagonal(Recipe((PoleKind.FAST,) * 18, seed=4))

@@ -169,8 +169,8 @@ def test_a_dense_layer_needs_no_diagonal_form() -> None:
 class Unstable(Reducer):
     """A reducer whose results are unstable above three states, as round-off can make the last balanced states."""
 
-    def reduce(self, dense: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
-        projected = BalancedTruncation().reduce(dense, factors, spectrum, states)
+    def reduce(self, system: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
+        projected = BalancedTruncation().reduce(system, factors, spectrum, states)
         if states <= 3:
             return projected
         return replace(projected, system=replace(projected.system, a=projected.system.a * 3))

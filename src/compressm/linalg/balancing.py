@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compressm.errors import InvalidSystemError
+from compressm.linalg.forms import Frame, in_frame, states_per_slot
 from compressm.linalg.gramians import GramianFactors
 from compressm.linalg.hankel import HankelSpectrum
 from compressm.linalg.statespace import StateSpace
@@ -28,18 +29,37 @@ class Projection:
     v: Tensor
     w: Tensor
 
-    def apply(self, system: StateSpace) -> StateSpace:
-        """The reduced dense system (W* A V, W* B, C V, D)."""
-        if system.is_diagonal:
-            raise InvalidSystemError("A projection acts on a dense system in the frame it was computed in.")
+    def apply(self, system: StateSpace, frame: Frame) -> StateSpace:
+        """The reduced dense system (W* A V, W* B, C V, D) of a system with the states that it has in `frame`."""
+        if system.is_diagonal and states_per_slot(system, frame) == 2:
+            return self._apply_to_pairs(system)
+        if not system.is_diagonal:
+            system = in_frame(system, frame)
         dtype = torch.promote_types(self.v.dtype, system.a.dtype)
         v, w = self.v.to(dtype), self.w.to(dtype)
         wide = torch.promote_types(dtype, system.b.dtype)
+        moved = system.a.to(dtype).unsqueeze(-1) * v if system.is_diagonal else system.a.to(dtype) @ v
         return replace(
             system,
-            a=w.mH @ (system.a.to(dtype) @ v),
+            a=w.mH @ moved,
             b=w.to(wide).mH @ system.b.to(wide),
             c=system.c.to(wide) @ v.to(wide),
+            log_a=None,
+        )
+
+    def _apply_to_pairs(self, system: StateSpace) -> StateSpace:
+        """The same for a diagonal complex system with real output and bases of [Re x; Im x]."""
+        if system.output != "real":
+            raise InvalidSystemError("A system with output='complex' has no real frame; balance it with Frame.COMPLEX.")
+        n = system.order
+        x = torch.complex(self.v[..., :n, :], self.v[..., n:, :])
+        moved = system.a.to(x.dtype).unsqueeze(-1) * x
+        b, w = system.b.to(x.dtype), self.w.mT
+        return replace(
+            system,
+            a=w @ torch.cat([moved.real, moved.imag], -2),
+            b=w @ torch.cat([b.real, b.imag], -2),
+            c=(system.c.to(x.dtype) @ x).real,
             log_a=None,
         )
 
@@ -90,4 +110,6 @@ def balancing_projection(
 
 def _columns(matrix: Tensor, keep: Tensor) -> Tensor:
     """Columns of `(*h, k, l)`: the same of each matrix `(r,)`, or of each its own `(*h, r)`."""
+    if torch.equal(keep, torch.arange(len(keep))):
+        return matrix[..., : len(keep)]
     return matrix[..., keep] if keep.ndim == 1 else torch.take_along_dim(matrix, keep.unsqueeze(-2), -1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from compressm.checks import require_integer, require_kind
 from compressm.errors import InvalidSystemError
 from compressm.linalg.forms import Frame, in_frame, mirrored
-from compressm.linalg.kautz import kautz_factor, takenaka_factor
+from compressm.linalg.kautz import kautz_factor, kautz_factors, takenaka_factor
 from compressm.linalg.lyapunov import (
     cascade_factor,
     cayley,
@@ -54,9 +54,17 @@ def gramian_factors(system: StateSpace, frame: Frame = Frame.REAL, horizon: int 
         system.require_stable()
     elif not system.is_discrete:
         raise InvalidSystemError("A finite horizon counts steps of a discrete system; discretize it first.")
-    return GramianFactors(
-        controllability_factor(system, frame, horizon), controllability_factor(dual(system), frame, horizon), frame
-    )
+    return white_factors(system, frame, horizon)
+
+
+def white_factors(system: StateSpace, frame: Frame, horizon: int | None = None) -> GramianFactors:
+    """Both factors of a double precision system that is stable (or has a horizon), square."""
+    if system.outputs == 1 and system.order and _has_closed_form(system, horizon) and _needs_real_frame(system, frame):
+        a, b, c = (t.to(torch.complex128) for t in (system.a, system.b[..., 0], system.c[..., 0, :]))
+        log_a = None if system.log_a is None else system.log_a.to(torch.complex128)
+        return GramianFactors(*kautz_factors(a, b, c, log_a), frame)
+    p, q = (controllability_factor(s, frame, horizon) for s in (system, dual(system)))
+    return GramianFactors(p, q, frame)
 
 
 def controllability_gramian(system: StateSpace, frame: Frame = Frame.REAL, horizon: int | None = None) -> Tensor:
@@ -98,14 +106,12 @@ def controllability_factor(system: StateSpace, frame: Frame, horizon: int | None
 def _factor(system: StateSpace, frame: Frame, horizon: int | None) -> Tensor:
     if system.order == 0:
         return system.b.new_zeros(*system.b.shape[:-1], 0)
-    real = frame is Frame.REAL and system.is_complex
-    if real and system.output != "real":
-        raise InvalidSystemError("A system with output='complex' has no real frame; balance it with Frame.COMPLEX.")
+    real = _needs_real_frame(system, frame)
     if not system.is_diagonal:
         dense = in_frame(system, frame)
         a, b = (dense.a, dense.b) if dense.is_discrete else cayley(dense.a, dense.b)
         return stein_factor(a, b, horizon)
-    if system.inputs == 1 and horizon is None and system.is_discrete:
+    if _has_closed_form(system, horizon):
         return _single_input_factor(system, real)
     system = mirrored(system) if real else system
     a, b, log_a = system.a, system.b, system.log_a
@@ -114,6 +120,19 @@ def _factor(system: StateSpace, frame: Frame, horizon: int | None) -> Tensor:
         return _real_factor(factor) if real else factor
     gaps = stein_gaps(a, log_a) if system.is_discrete else -(a.unsqueeze(-1) + a.unsqueeze(-2).conj())
     return _diagonal_factor(a, b, log_a, gaps, real)
+
+
+def _needs_real_frame(system: StateSpace, frame: Frame) -> bool:
+    """Whether the states are those of the real system behind a complex one."""
+    real = frame is Frame.REAL and system.is_complex
+    if real and system.output != "real":
+        raise InvalidSystemError("A system with output='complex' has no real frame; balance it with Frame.COMPLEX.")
+    return real
+
+
+def _has_closed_form(system: StateSpace, horizon: int | None) -> bool:
+    """Whether the factor is one of the rational bases of `kautz`."""
+    return system.is_diagonal and system.inputs == 1 and horizon is None and system.is_discrete
 
 
 def moment_factor(moments: Tensor) -> Tensor:
@@ -130,12 +149,13 @@ def moment_factor(moments: Tensor) -> Tensor:
 
 
 def _single_input_factor(system: StateSpace, real: bool) -> Tensor:
-    b = system.b[..., 0]
-    if not real:
-        return takenaka_factor(system.a, b, system.log_a)
-    a = system.a if system.a.is_complex() else torch.complex(system.a, torch.zeros_like(system.a))
-    factor = kautz_factor(a, b.to(a.dtype), system.log_a)
-    return torch.cat([factor.real, factor.imag], -2)
+    log_a = None if system.log_a is None else system.log_a.to(torch.complex128)
+    a, b = system.a.to(torch.complex128), system.b[..., 0].to(torch.complex128)
+    if real:
+        factor = kautz_factor(a, b, log_a)
+        return torch.cat([factor.real, factor.imag], -2)
+    factor = takenaka_factor(a, b, log_a)
+    return factor if system.is_complex else factor.real
 
 
 def _diagonal_factor(a: Tensor, b: Tensor, log_a: Tensor | None, gaps: Tensor, real: bool) -> Tensor:

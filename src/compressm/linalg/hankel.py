@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from compressm.errors import InvalidSystemError
 from compressm.linalg.forms import Frame
 from compressm.linalg.gramians import GramianFactors, gramian_factors
-from compressm.linalg.parallel import decompose
+from compressm.linalg.parallel import LARGEST_SHARED, in_pieces
 from compressm.linalg.statespace import StateSpace
 
 
@@ -37,21 +36,30 @@ def hankel_spectrum(factors: GramianFactors) -> HankelSpectrum:
 
     Raises InvalidSystemError where a factor is not finite.
     """
-    if not all(bool(torch.isfinite(f).all()) for f in (factors.controllability, factors.observability)):
+    left, right = factors.observability, factors.controllability
+    states, columns = left.shape[-1], right.shape[-1]
+    if right.shape[:-2].numel() < 2 or max(states, columns) > LARGEST_SHARED:
+        return HankelSpectrum(*_decomposed(left, right))
+    return HankelSpectrum(*in_pieces(_decomposed, states * columns, right.shape[:-2], left, right))
+
+
+def _decomposed(observability: Tensor, controllability: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The values, left and right vectors of the product."""
+    product = observability.mH @ controllability
+    if not bool(torch.isfinite(product).all()):  # an entry of a factor that is not finite leaves its trace
         raise InvalidSystemError(
             "A Gramian factor has values that are NaN or infinite; the passes or weights it comes from are not sound."
         )
-    product = factors.observability.mH @ factors.controllability
     if _is_symmetric(product):
         return _symmetric_spectrum(product)
-    left, values, right = decompose(partial(torch.linalg.svd, full_matrices=False), product)
-    return HankelSpectrum(values, left, right.mH)
+    left, values, right = torch.linalg.svd(product, full_matrices=False)
+    return values, left, right.mH
 
 
 def _is_symmetric(product: Tensor) -> bool:
     """Whether a real product equals its transpose up to round-off, as that of single-input single-output systems does.
 
-    The Hankel operator of such a system is symmetric, and `kautz_factor` gives both factors in the same basis.
+    The Hankel operator of such a system is symmetric, and `kautz_factors` gives both factors in the same basis.
     """
     n = product.shape[-1]
     if product.is_complex() or product.shape[-2] != n:
@@ -60,13 +68,13 @@ def _is_symmetric(product: Tensor) -> bool:
     return bool((error <= n * torch.finfo(product.dtype).eps * size).all())
 
 
-def _symmetric_spectrum(product: Tensor) -> HankelSpectrum:
+def _symmetric_spectrum(product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """From X = V diag(l) V^T: the values |l|, the left vectors V sign(l)."""
-    values, vectors = decompose(torch.linalg.eigh, (product + product.mT) / 2)
+    values, vectors = torch.linalg.eigh((product + product.mT) / 2)
     order = values.abs().argsort(-1, descending=True)
     values, vectors = values.gather(-1, order), torch.take_along_dim(vectors, order.unsqueeze(-2), -1)
     signs = torch.where(values < 0, -1.0, 1.0).to(values.dtype)
-    return HankelSpectrum(values.abs(), vectors * signs.unsqueeze(-2), vectors)
+    return values.abs(), vectors * signs.unsqueeze(-2), vectors
 
 
 def hankel_singular_values(system: StateSpace, frame: Frame = Frame.REAL, horizon: int | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressm.linalg.parallel import decompose, singular_values
+from compressm.linalg.parallel import decompose
 from compressm.linalg.statespace import StateSpace
 
 
@@ -55,16 +55,9 @@ def modal_basis(a: Tensor, merge_pairs: bool) -> ModalBasis:
 
     A matrix that cannot be diagonalized has infinite `conditioning` and no entries.
     """
-    k = a.shape[-1]
-    poles, right = decompose(torch.linalg.eig, a)
-    radius, conditioning = a.new_zeros(a.shape[:-2]).real, a.new_ones(a.shape[:-2]).real
-    if k:
-        radius = poles.abs().amax(-1)
-        values = singular_values(right)
-        conditioning = values[..., 0] / values[..., -1]
-    sound = conditioning < 1 / torch.finfo(torch.float64).eps  # false for NaN
-    conditioning = torch.where(sound, conditioning, torch.inf)
-    left = torch.linalg.inv(torch.where(sound[..., None, None], right, torch.eye(k, dtype=right.dtype)))
+    poles, right, left, conditioning = decompose(_eigenvectors, a)
+    radius = poles.abs().amax(-1) if a.shape[-1] else conditioning.new_zeros(conditioning.shape)
+    sound = torch.isfinite(conditioning)
     kept = sound.unsqueeze(-1) & ((poles.imag >= 0) if merge_pairs else torch.ones_like(poles.real, dtype=torch.bool))
     counts = kept.sum(-1)
     most = int(counts.max()) if counts.numel() else 0
@@ -75,6 +68,19 @@ def modal_basis(a: Tensor, merge_pairs: bool) -> ModalBasis:
     left = torch.where(own.unsqueeze(-1), torch.take_along_dim(left, order.unsqueeze(-1), -2), 0)
     is_real = own & (poles.imag == 0) if merge_pairs else torch.zeros_like(own)
     return ModalBasis(poles, right, left, is_real, conditioning, counts, radius)
+
+
+def _eigenvectors(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Poles, eigenvectors, their inverse, and their condition number: infinite, and no inverse, from 1 / eps on."""
+    k = a.shape[-1]
+    poles, right = torch.linalg.eig(a)
+    conditioning = a.new_ones(a.shape[:-2]).real
+    if k:
+        values = torch.linalg.svdvals(right)
+        conditioning = values[..., 0] / values[..., -1]
+    sound = conditioning < 1 / torch.finfo(torch.float64).eps  # false for NaN
+    left = torch.linalg.inv(torch.where(sound[..., None, None], right, torch.eye(k, dtype=right.dtype)))
+    return poles, right, left, torch.where(sound, conditioning, torch.inf)
 
 
 def state_scales(system: StateSpace, poles: Tensor, b: Tensor, c: Tensor) -> Tensor:

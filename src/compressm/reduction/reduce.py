@@ -35,7 +35,7 @@ def reduce_diagonal(
     """
     bank, notes = Bank.of(system, weighting), Notes()
     merge = weighting.factors.frame is Frame.REAL
-    ranks = numerical_ranks(bank.weighting.spectrum.values)
+    ranks = numerical_ranks(weighting.flattened().spectrum.values)
 
     def stored(part: Bank, projected: Projected, notes: Notes) -> Attempt[tuple[StoredSystem, Tensor]]:
         order = projected.system.order
@@ -88,7 +88,7 @@ def reduce_dense(
 ) -> Reduction | Refusal:
     """Reduce a real system for a layer with a dense real state matrix, to the largest stable order up to the choice."""
     bank, notes = Bank.of(system, weighting), Notes()
-    ranks = numerical_ranks(bank.weighting.spectrum.values)
+    ranks = numerical_ranks(weighting.flattened().spectrum.values)
     if bool((ranks < choice.states).any()):
         notes.lines.append(f"numerical rank is {int(ranks.min())}: {choice.states} states cannot be told apart")
 
@@ -99,7 +99,7 @@ def reduce_dense(
         if refusal is not None or not bool(accepted.any()):
             return Attempt(accepted, refusal=refusal)
         small, restrict = projected.system[accepted], projected.projection.w[accepted].mT
-        factor = part.weighting.factors.controllability[accepted]
+        factor = part.whole.factors.controllability[part.index[accepted]]
         scale = common_scale(factor, restrict, part.system.c[accepted], small.c)[:, None, None]
         small = replace(small, b=scale * small.b, c=small.c / scale)
         return Attempt(accepted, (small, scale * restrict, projected.projection.v[accepted] / scale))

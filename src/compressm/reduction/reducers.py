@@ -54,7 +54,7 @@ class Projected:
 
 
 class Reducer(ABC):
-    """From a dense system, its Gramian factors and their spectrum to a smaller dense system of a given order."""
+    """From a system, its Gramian factors and their spectrum to a smaller dense system, in the frame of the factors."""
 
     changes_feedthrough: bool = False  # whether D changes: only for layers with a full D
     has_bound: bool = True  # whether |G - G_r|_inf <= 2 * tail under white Gramians
@@ -68,7 +68,7 @@ class Reducer(ABC):
         return None
 
     @abstractmethod
-    def reduce(self, dense: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
+    def reduce(self, system: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
         """The reduced system with `states` states, or as many as `numerical_rank` says can be kept.
 
         Raises UnsupportedReductionError where no system of the bank can be reduced to this order.
@@ -107,11 +107,11 @@ class BalancedTruncation(Reducer):
         )
         return Projected(small, Projection(v[..., :states], w[..., :states]))
 
-    def reduce(self, dense: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
+    def reduce(self, system: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
         """The truncated balanced system."""
         kept = _kept_states(self.keep, self.seed, numerical_ranks(spectrum.values, self.method), states)
         projection = balancing_projection(factors, spectrum, kept, self.method)
-        return Projected(projection.apply(dense), projection)
+        return Projected(projection.apply(system, factors.frame), projection)
 
 
 @dataclass(frozen=True)
@@ -130,14 +130,14 @@ class SingularPerturbation(Reducer):
         """The textbook form, whose Gramian Q is that of (C A, A)."""
         return strictly_causal(system)
 
-    def reduce(self, dense: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
+    def reduce(self, system: StateSpace, factors: GramianFactors, spectrum: HankelSpectrum, states: int) -> Projected:
         """The residualized balanced system."""
         rank = numerical_rank(spectrum.values)
         r = min(states, rank)
         projection = balancing_projection(factors, spectrum, torch.arange(rank))
-        full = projection.apply(strictly_causal(dense))
+        full = projection.apply(strictly_causal(system), factors.frame)
         a, b, c, d = full.a, full.b, full.c, full.d
-        feed = b.new_zeros(*dense.batch_shape, dense.outputs, dense.inputs).to(a.dtype) if d is None else d
+        feed = b.new_zeros(*system.batch_shape, system.outputs, system.inputs).to(a.dtype) if d is None else d
         steady = torch.linalg.solve(
             torch.eye(rank - r, dtype=a.dtype) - a[..., r:, r:],
             torch.cat([a[..., r:, :r], b[..., r:, :].to(a.dtype)], -1),
@@ -146,7 +146,7 @@ class SingularPerturbation(Reducer):
         b_s = b[..., :r, :] + a[..., :r, r:] @ steady[..., r:]
         c_s = c[..., :r] + c[..., r:] @ steady[..., :r]
         d_s = feed + c[..., r:] @ steady[..., r:]
-        condition = torch.linalg.cond(a_s) if r else torch.ones(dense.batch_shape, dtype=torch.float64)
+        condition = torch.linalg.cond(a_s) if r else torch.ones(system.batch_shape, dtype=torch.float64)
         refused = ~(condition < 1e8)
         reason = (
             f"Singular perturbation to {r} states gives a state matrix with condition number "
@@ -157,8 +157,8 @@ class SingularPerturbation(Reducer):
             raise UnsupportedReductionError(reason)
         eye = torch.eye(r, dtype=a.dtype)
         c_r = torch.linalg.solve(torch.where(refused[..., None, None], eye, a_s).mT, c_s.mT).mT
-        system = replace(dense, a=a_s, b=b_s, c=c_r, d=d_s - c_r @ b_s, log_a=None)
-        return Projected(system, Projection(projection.v[..., :r], projection.w[..., :r]), refused, reason)
+        small = replace(full, a=a_s, b=b_s, c=c_r, d=d_s - c_r @ b_s, log_a=None)
+        return Projected(small, Projection(projection.v[..., :r], projection.w[..., :r]), refused, reason)
 
 
 def _kept_states(keep: Keep, seed: int, ranks: Tensor, states: int) -> Tensor:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from compressm.errors import UnsupportedReductionError
-from compressm.linalg.forms import in_frame
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.reducers import Projected, Reducer
 from compressm.reduction.weighting import Limits, Refusal, Weighting
@@ -38,30 +37,35 @@ class Notes:
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Systems side by side (one batch dimension), dense in the frame of their Gramian factors as well."""
+    """Systems side by side (one batch dimension): those of a larger bank at `index`, and the weighting of them all."""
 
     system: StateSpace
-    dense: StateSpace
-    weighting: Weighting
+    index: Tensor
+    whole: Weighting
 
     @classmethod
     def of(cls, system: StateSpace, weighting: Weighting) -> Bank:
         """A bank with one batch dimension, whatever the batch of `system`: a single system is a bank of one."""
-        flat = system.with_batch(system.batch_shape.numel())
-        return cls(flat, in_frame(flat, weighting.factors.frame), weighting.flattened())
+        count = system.batch_shape.numel()
+        return cls(system.with_batch(count), torch.arange(count), weighting.flattened())
 
     @property
     def size(self) -> int:
         """The number of systems."""
-        return self.system.batch_shape[0]
+        return len(self.index)
+
+    def weighting(self) -> Weighting:
+        """The weighting of these systems."""
+        w = self.whole
+        if len(w.spectrum.values) == self.size:
+            return w
+        return replace(w, factors=w.factors[self.index], spectrum=w.spectrum[self.index])
 
     def part(self, index: Tensor) -> Bank:
         """Some of the systems, by increasing indices."""
         if len(index) == self.size:
             return self
-        w = self.weighting
-        weighting = Weighting(w.factors[index], w.spectrum[index], w.controllability, w.observability, w.horizon)
-        return Bank(self.system[index], self.dense[index], weighting)
+        return Bank(self.system[index], self.index[index], self.whole)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +101,8 @@ def search(
         projected = _from_larger(whole, index, order, reducer)
         if projected is None:
             try:
-                projected = reducer.reduce(part.dense, part.weighting.factors, part.weighting.spectrum, order)
+                weighting = part.weighting()
+                projected = reducer.reduce(part.system, weighting.factors, weighting.spectrum, order)
             except UnsupportedReductionError as error:
                 notes.lines.append(str(error))
                 continue
@@ -131,7 +136,7 @@ def stable_enough(
 
     With Gramians that guarantee stability only round-off is left: the last states have hardly a digit of their own.
     """
-    limit = limits.largest_radius(bank.system, bank.weighting)
+    limit = limits.largest_radius(bank.system, bank.whole)
     stable = radius < limit
     if bool(stable.all()):
         return stable, None
@@ -141,7 +146,7 @@ def stable_enough(
         f"the reduced system of {order} states has the spectral radius {float(radius[worst]):.6g}{among}, "
         f"the limit is {float(limit[worst]):.6g}"
     )
-    if not bank.weighting.guarantees_stability:
+    if not bank.whole.guarantees_stability:
         return stable, Refusal(reason, unstable=True)
     notes.lines.append(reason)
     return stable, None
