@@ -17,6 +17,7 @@ import pytest
 from compressm.checkpoint import read_structure
 from compressm.cli.folder import RunFolder
 from compressm.cli.metrics import MetricsFile, read_metrics, without_clock
+from compressm.cli.responses import load_pairs
 from compressm.errors import CheckpointError
 
 Command = Callable[..., Any]
@@ -108,10 +109,10 @@ def test_a_checkpoint_that_may_not_grow(
 class TestMetricsFile:
     def test_writing(self, tmp_path: Path, small_files: Callable[[int], None]) -> None:
         file = MetricsFile(tmp_path / "metrics.jsonl")
-        file.append({"step": 1})
+        file.append({"kind": "start", "step": 1})
         length = file.sync()
         small_files(length)
-        file.append({"step": 2})
+        file.append({"kind": "start", "step": 2})
         for call in (file.sync, file.close):
             with pytest.raises(CheckpointError, match=r"metrics\.jsonl could not be written: File too large\. Free"):
                 call()
@@ -120,3 +121,19 @@ class TestMetricsFile:
     def test_opening(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="could not be written: No such file"):
             MetricsFile(tmp_path / "nowhere" / "metrics.jsonl")
+
+
+def test_damaged_impulse_responses(finished: Path, tmp_path: Path) -> None:
+    """Cut short, altered or foreign, at many places: the file is named, and nothing but a known error is raised."""
+    whole = sorted((finished / "responses").iterdir())[0].read_bytes()
+    path, refused = tmp_path / "step-00000006.npz", 0
+    damaged = [whole[:length] for length in range(0, len(whole), max(1, len(whole) // 40))]
+    for place in range(0, len(whole), max(1, len(whole) // 60)):
+        damaged.append(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+    for data in [*damaged, b"[1, 2]", b"\x80\x02}q\x00."]:
+        path.write_bytes(data)
+        try:
+            load_pairs(path)
+        except CheckpointError as error:
+            refused += path.name in str(error)
+    assert refused > len(damaged) / 2

@@ -183,3 +183,16 @@ def test_a_killed_run_can_be_resumed_at_once(kill_resume: Any, command: Command,
     assert refused.code == 2 and f"in use by the process {process.pid}" in " ".join(refused.err.split())
     assert (folder / ".lock").exists()
     assert command("train", "-q", "--resume", folder).code == 0
+
+
+def test_two_processes_that_start_at_once(kill_resume: Any, tmp_path: Path) -> None:
+    """Whichever comes first trains to the end; the other is refused, and has changed nothing."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "compressm", *kill_resume.ARGUMENTS, "--run", str(folder), "--steps", "100"]
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate()[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 2], told
+    assert "Error: The run folder" in " ".join(told[codes.index(2)].split())
+    assert RunFolder(folder).checkpoints()[-1].name == "step-00000100"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -40,6 +40,17 @@ def test_killed_at_a_random_moment(kill_resume, command: Command, reference: Pat
     assert kill_resume.compare(folder, reference) == (True, True)
 
 
+@pytest.mark.parametrize(("window", "call", "event"), [("cut", 2, 500), ("write", 5, 40)])
+def test_killed_inside(
+    kill_resume, command: Command, reference: Path, tmp_path: Path, window: str, call: int, event: int
+) -> None:
+    """In the middle of the second cut, and of writing the fifth checkpoint."""
+    folder, aim = tmp_path / "run", kill_resume.Aim(window, call, event)
+    assert kill_resume.kill_inside(aim, *kill_resume.ARGUMENTS, "--run", str(folder)) == -signal.SIGKILL
+    assert command("train", "--quiet", "--resume", folder).code == 0
+    assert kill_resume.compare(folder, reference) == (True, True)
+
+
 def test_the_reference_has_cuts_and_judged_probes(reference: Path) -> None:
     cuts = [r for r in read_metrics(reference / "metrics.jsonl") if r["kind"] == "cut"]
     assert [r["report"]["layers"][0]["order_after"] for r in cuts] == [16, 10, 6]

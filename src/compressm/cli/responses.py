@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compressm.adapters.registry import find_layers
+from compressm.errors import CheckpointError
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +68,21 @@ def save_pairs(path: Path, pairs: Mapping[str, ResponsePair]) -> None:
 
 
 def load_pairs(path: Path) -> dict[str, ResponsePair]:
-    """Read what `save_pairs` wrote."""
+    """Read what `save_pairs` wrote.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     pairs: dict[str, ResponsePair] = {}
-    with np.load(path, allow_pickle=False) as archive:
-        for key in archive.files:
-            name, _, part = key.rpartition("/")
-            if part == "channels":
-                source, target = (int(channel) for channel in archive[key])
-                pairs[name] = ResponsePair(archive[f"{name}/before"], archive[f"{name}/after"], source, target)
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            for key in archive.files:
+                name, _, part = key.rpartition("/")
+                if part == "channels":
+                    source, target = (int(channel) for channel in archive[key])
+                    pairs[name] = ResponsePair(archive[f"{name}/before"], archive[f"{name}/after"], source, target)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}. Restore it, or delete it: the report then leaves this picture out."
+        ) from error
     return pairs
