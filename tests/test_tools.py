@@ -55,6 +55,15 @@ def test_a_snippet_with_a_reason_is_not_executed(snippets: ModuleType, tmp_path:
     assert not snippets.run_page(page(tmp_path, f"<!-- not executed: -->\n{fence}"))
 
 
+def test_nothing_of_a_page_stays_for_the_next_one(snippets: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    for precision in ("bf16", "no"):
+        code = (
+            f"run = Accelerator(cpu=True, mixed_precision='{precision}')\nassert run.mixed_precision == '{precision}'"
+        )
+        assert snippets.run_page(page(tmp_path, f"```python\nfrom accelerate import Accelerator\n\n{code}\n```\n"))
+
+
 def test_an_unknown_option_in_a_command_is_found(
     snippets: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

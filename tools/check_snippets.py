@@ -1,8 +1,8 @@
 """Execute the Python blocks of README.md and docs/, and look up the `compressm` commands in their shell blocks.
 
-All ```` ```python ```` blocks of one page share a namespace and run in a scratch folder. A block that is not to run has
-a comment on the line before its fence: `<!-- not executed: the reason -->`. One that needs a package that may be absent
-has `<!-- needs: its module -->` there and runs where that can be imported.
+All ```` ```python ```` blocks of one page share a namespace and run in a scratch folder, which leaves nothing behind. A
+block that is not to run has a comment on the line before its fence: `<!-- not executed: the reason -->`. One that needs
+a package that may be absent has `<!-- needs: its module -->` there and runs where that can be imported.
 """
 
 from __future__ import annotations
@@ -92,7 +92,16 @@ def execute(python: list[Block], name: str, folder: str) -> str | None:
     finally:
         os.chdir(before)
         del sys.modules[module.__name__]
+        forget_accelerators()
     return None
+
+
+def forget_accelerators() -> None:
+    """Put back what Accelerate keeps for the whole process: the first Accelerator's choices hold for all later ones."""
+    state = sys.modules.get("accelerate.state")
+    if state is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
 
 
 def blocks(text: str) -> Iterator[Block]:

@@ -17,14 +17,18 @@ from compressm.linalg.statespace import StateSpace
 from compressm.reduction.result import ConjugateLinear, Reduction
 
 
+def copy_inside(mirror: nn.Module) -> nn.Module:
+    """The copy of the model itself: of an AveragedModel, the average that it holds."""
+    return uncompiled(mirror.module if isinstance(mirror, AveragedModel) else mirror)
+
+
 def mirrored_layer(mirror: nn.Module, layer: LayerRef) -> LayerRef:
-    """The layer of that name in a copy of the model; of an AveragedModel, in the average it holds.
+    """The layer of that name in a copy of the model.
 
     Raises SurgeryError where it is missing, of another class, or has tensors of other shapes.
     """
-    copy = uncompiled(mirror.module if isinstance(mirror, AveragedModel) else mirror)
     try:
-        module = copy.get_submodule(layer.name)
+        module = copy_inside(mirror).get_submodule(layer.name)
     except AttributeError as error:
         raise SurgeryError(f"{type(mirror).__name__} is no copy of the model: it has no '{layer.name}'.") from error
     if type(module) is not type(layer.module) or _shapes(module) != _shapes(layer.module):

@@ -14,6 +14,7 @@ from compressm.training.presets import PRESETS as PRESETS
 from compressm.training.presets import Preset as Preset
 from compressm.training.schedule import At as At
 from compressm.training.schedule import Every as Every
+from compressm.training.schedule import Never as Never
 from compressm.training.schedule import Schedule as Schedule
 from compressm.training.schedule import WarmupThenEvery as WarmupThenEvery
 from compressm.training.schedule import Window as Window

@@ -128,7 +128,7 @@ class InTrainingCompressor:
         layers = require_layers(model, adapters)
         with self.whole():
             self._mirrors = tuple(mirrors)
-            require_mirrors(layers, self._mirrors, self.processes.size)
+            require_mirrors(layers, self._mirrors)
             self.history = History({x.name: x.adapter.slots(x.module, read_system(x)) for x in layers})
         self._all = nn.ModuleList([model, *self._mirrors]) if mirrors else model
         self._clock, self._peak = StepClock(self.history.initial), PeakMemory()
@@ -290,7 +290,12 @@ class InTrainingCompressor:
             before, snapshot = self._before_cut()
             with self._clock.timing(Work.CUT):
                 report = self.processes.cut(
-                    lambda: self._compress(settings), settings, self._optimizers, self._calibration, self._adapters
+                    lambda: self._compress(settings),
+                    settings,
+                    self._optimizers,
+                    self._calibration,
+                    self._adapters,
+                    self._mirrors,
                 )
         except (CompressmError, torch.linalg.LinAlgError) as error:
             if self._on_error is OnError.RAISE or isinstance(error, ConfigError | DistributedError):

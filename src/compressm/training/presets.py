@@ -21,11 +21,12 @@ from compressm.training.schedule import Schedule, Window
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of a cut, and the schedule for a run of `total_steps` optimizer steps."""
+    """Settings of a cut, and the schedule for a run of `total_steps` optimizer steps, `shortest` or more."""
 
     name: str
     settings: CompressionSettings
     schedule: Callable[[int], Schedule]
+    shortest: int
 
     def discarding(self, discard: float) -> CompressionSettings:
         """The settings with another tolerance: the fraction of the sum of the Hankel singular values to discard."""
@@ -66,6 +67,7 @@ _PAPER = Preset(
         optimizer_policy=StatePolicy.SLICE,
     ),
     paper_schedule,
+    shortest=40,
 )
 _DEFAULT = Preset(
     "default",
@@ -77,9 +79,10 @@ _DEFAULT = Preset(
         optimizer_policy=StatePolicy.TRANSPORT,
     ),
     default_schedule,
+    shortest=10,
 )
-_DATA = Preset("data", replace(_DEFAULT.settings, observability=GramianSource.WHITE), default_schedule)
-_WHITE = Preset("white", replace(_DATA.settings, controllability=GramianSource.WHITE), default_schedule)
+_DATA = replace(_DEFAULT, name="data", settings=replace(_DEFAULT.settings, observability=GramianSource.WHITE))
+_WHITE = replace(_DATA, name="white", settings=replace(_DATA.settings, controllability=GramianSource.WHITE))
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({p.name: p for p in (_PAPER, _DEFAULT, _DATA, _WHITE)})
 """The presets by name."""

@@ -65,8 +65,9 @@ class Processes(ABC):
         optimizers: Sequence[Optimizer],
         calibration: Calibration,
         adapters: Adapters | None,
+        mirrors: Sequence[nn.Module],
     ) -> CompressionReport:
-        """Call `decide`, which cuts the model, on rank 0 and make the models and optimizers of all others follow."""
+        """Call `decide`, which cuts the model and its `mirrors`, on rank 0, and make those of all others follow."""
 
     @abstractmethod
     def resized(self) -> None:
@@ -114,6 +115,7 @@ class Alone(Processes):
         optimizers: Sequence[Optimizer],
         calibration: Calibration,
         adapters: Adapters | None,
+        mirrors: Sequence[nn.Module],
     ) -> CompressionReport:
         return decide()
 

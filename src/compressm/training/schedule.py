@@ -166,7 +166,23 @@ class WarmupThenEvery(Schedule):
         return self.interval if self.nth(2) is not None else None
 
 
-_KINDS: dict[str, type[Schedule]] = {c.kind: c for c in (At, Window, Every, WarmupThenEvery)}
+@dataclass(frozen=True)
+class Never(Schedule):
+    """No cut, as in a trial run of a few steps."""
+
+    kind: ClassVar[str] = "never"
+
+    def count(self, step: int) -> int:
+        return 0
+
+    def nth(self, k: int) -> int | None:
+        return None
+
+    def min_gap(self) -> int | None:
+        return None
+
+
+_KINDS: dict[str, type[Schedule]] = {c.kind: c for c in (At, Window, Every, WarmupThenEvery, Never)}
 
 
 def schedule_from_dict(data: Mapping[str, object]) -> Schedule:

@@ -17,6 +17,7 @@ from compressm.training.clock import StepClock
 from compressm.training.history import Cut, History
 from compressm.training.plan import CutPlan, differences
 from compressm.training.probe import Probe
+from compressm.training.schedule import Schedule, schedule_from_dict
 from compressm.training.summary import PeakMemory
 
 VERSION = 1
@@ -48,6 +49,20 @@ def check_state(state: Mapping[str, Any], plan: CutPlan, layers: Sequence[str]) 
     saved = History.from_dict(state["history"]).initial
     if sorted(saved) != sorted(layers):
         raise ConfigError(f"The saved run has the layers {sorted(saved)} and this model {sorted(layers)}.")
+
+
+def saved_schedule(state: Mapping[str, Any]) -> Schedule:
+    """The schedule of a compressor whose `state_dict` this is. Raises ConfigError where it is damaged."""
+    with damage_told():
+        return schedule_from_dict(state["fingerprint"]["schedule"])
+
+
+def with_schedule(state: Mapping[str, Any], schedule: Schedule) -> dict[str, Any]:
+    """The state for a compressor with another schedule; what was captured for a cut of the old one is left out."""
+    changed = {**state, "fingerprint": {**state["fingerprint"], "schedule": schedule.to_dict()}, "calibration": {}}
+    if "ranks" in state:
+        changed["ranks"] = [{**own, "calibration": {}} for own in state["ranks"]]
+    return changed
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from compressm.adapters.holding import identity_of
 from compressm.adapters.mirroring import mirrored_layer
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
-from compressm.errors import AdapterError, ConfigError
+from compressm.errors import AdapterError, ConfigError, SurgeryError
+from compressm.surgery.wrappers import is_sharded
 
 
 def require_layers(model: nn.Module, adapters: Adapters | None) -> list[LayerRef]:
@@ -40,16 +41,11 @@ def require_their_optimizer(layers: Sequence[LayerRef], optimizers: Sequence[Opt
         )
 
 
-def require_mirrors(layers: Sequence[LayerRef], mirrors: Sequence[nn.Module], processes: int) -> None:
-    """Raise SurgeryError unless each of `mirrors` is a copy of the model that has `layers`.
-
-    Raises ConfigError where several processes train: the others receive the cut of the model alone.
-    """
-    if mirrors and processes > 1:
-        raise ConfigError(
-            f"mirrors are cut in one process only, and {processes} train this model. Make averages after the last cut."
-        )
+def require_mirrors(layers: Sequence[LayerRef], mirrors: Sequence[nn.Module]) -> None:
+    """Raise SurgeryError unless each of `mirrors` is a copy of the model that has `layers`, whole on each process."""
     for mirror in mirrors:
+        if is_sharded(mirror):
+            raise SurgeryError(f"The mirror {type(mirror).__name__} is sharded. Make averages after the last cut.")
         for layer in layers:
             mirrored_layer(mirror, layer)
 

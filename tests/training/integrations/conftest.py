@@ -27,6 +27,22 @@ class Kit:
         config = {"inputs": 2, "outputs": 3, "width": 4, "order": 12, "blocks": 2, "dropout": 0.2} | changes
         return SequenceModel(ModelConfig(**config))
 
+    @classmethod
+    def awkward(cls, **changes: Any) -> SequenceModel:
+        """A model with frozen parameters, and with two layers that share all of theirs."""
+        model = cls.model(**changes)
+        model.encoder.weight.requires_grad_(False)
+        for name, parameter in model.blocks[0].ssm.named_parameters():
+            setattr(model.blocks[1].ssm, name, parameter)
+        return model
+
+    @staticmethod
+    def groups(model: nn.Module) -> list[dict[str, Any]]:
+        """The trained parameters of the state space layers, and the others, as parameter groups."""
+        ssm = {p: None for m in model.modules() if isinstance(m, LRU) for p in m.parameters()}
+        rest = [p for p in model.parameters() if p not in ssm and p.requires_grad]
+        return [{"params": list(ssm), "lr": 1e-3}, {"params": rest}]
+
     @staticmethod
     def data(count: int = 24) -> TensorDataset:
         g = torch.Generator().manual_seed(1)

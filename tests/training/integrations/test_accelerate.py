@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from compressm.errors import MissingDependencyError
-from compressm.layers import LRU
 
 accelerate = pytest.importorskip("accelerate", reason="needs Accelerate: pip install 'compressm[accelerate]'")
 
@@ -22,27 +22,36 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 
 
 class Run:
-    """A prepared run; `several` trains with two optimizers."""
+    """A prepared run; `several` trains with two optimizers, `awkward` has frozen and tied parameters and an average."""
 
-    def __init__(self, kit: Any, several: bool = False, log: Path | None = None, **arguments: Any) -> None:
+    def __init__(
+        self, kit: Any, several: bool = False, awkward: bool = False, log: Path | None = None, **arguments: Any
+    ) -> None:
         if log is not None:
             arguments |= {"log_with": "tensorboard", "project_dir": log}
         self.accelerator = accelerate.Accelerator(cpu=True, **arguments)
         if log is not None:
             self.accelerator.init_trackers("board")
-        model, sampler = kit.model(), torch.Generator()
-        ssm = [p for m in model.modules() if isinstance(m, LRU) for p in m.parameters()]
-        rest = [p for p in model.parameters() if all(p is not q for q in ssm)]
-        optimizers: list[Any] = [torch.optim.AdamW([{"params": ssm, "lr": 1e-3}, {"params": rest}], lr=1e-2)]
+        model, sampler = kit.awkward() if awkward else kit.model(), torch.Generator()
+        groups = kit.groups(model)
+        optimizers: list[Any] = [torch.optim.AdamW(groups, lr=1e-2)]
         if several:
-            optimizers = [torch.optim.Adam(ssm, lr=1e-2), torch.optim.SGD(rest, lr=1e-2, momentum=0.9)]
+            optimizers = [torch.optim.Adam(groups[:1]), torch.optim.SGD(groups[1:], lr=1e-2, momentum=0.9)]
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.8)) if awkward else None
+        if self.average is not None:
+            self.accelerator.register_for_checkpointing(self.average)
         schedulers = [torch.optim.lr_scheduler.CosineAnnealingLR(o, 20) for o in optimizers]
         loader = DataLoader(kit.data(120), batch_size=6, shuffle=True, generator=sampler.manual_seed(7))
         prepared = self.accelerator.prepare(model, loader, *optimizers, *schedulers)
         self.model, self.loader, rest = prepared[0], prepared[1], prepared[2:]
         self.optimizers, self.schedulers = list(rest[: len(optimizers)]), list(rest[len(optimizers) :])
         self.compressor = AcceleratedCompressor(
-            self.accelerator, self.model, self.optimizers, self.schedulers, **kit.cuts
+            self.accelerator,
+            self.model,
+            self.optimizers,
+            self.schedulers,
+            mirrors=[] if self.average is None else [self.average],
+            **kit.cuts,
         )
 
     def train(self, start: int, stop: int) -> None:
@@ -60,6 +69,8 @@ class Run:
                     optimizer.zero_grad()
                 for scheduler in self.schedulers:
                     scheduler.step()
+            if self.average is not None and self.accelerator.sync_gradients:
+                self.average.update_parameters(self.model)
             self.compressor.step()
 
     def state(self) -> dict[str, Any]:
@@ -68,6 +79,7 @@ class Run:
             "optimizers": [optimizer.optimizer.state_dict() for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "compressor": self.compressor.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
         }
 
 
@@ -75,7 +87,11 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "plain": ({}, 12),
     "two optimizers": ({"several": True}, 12),
     "accumulation": ({"gradient_accumulation_steps": 2}, 20),
-    "bf16": ({"mixed_precision": "bf16"}, 12),
+    "everything": (
+        {"several": True, "awkward": True, "gradient_accumulation_steps": 2, "mixed_precision": "bf16"},
+        20,
+    ),
+    "compiled": ({"dynamo_backend": "eager"}, 9),
 }
 
 
@@ -92,7 +108,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kit: Any, tmp_path: Path, cas
     whole = Run(kit, **arguments)
     whole.train(0, batches)
     assert [event.step for event in whole.compressor.compressor.history] == [3, 7]
-    wanted, rate = whole.state(), 2 if case == "accumulation" else 1
+    wanted, rate = whole.state(), 2 if "gradient_accumulation_steps" in arguments else 1
     for at in (2, 5, 8) if case == "plain" else (5,):
         first = Run(kit, **arguments)
         first.train(0, at * rate)
@@ -120,6 +136,22 @@ def test_numbers_and_pictures_go_to_the_trackers(kit: Any, tmp_path: Path) -> No
     assert [e.step for e in events.Scalars("compressm/total_cut_seconds")] == [9]
     assert [e.step for e in events.Images("compressm/hankel_singular_values")] == [3, 7]
     assert not run.accelerator.unwrap_model(run.model)._load_state_dict_pre_hooks
+
+
+def test_another_length_replaces_the_schedule(
+    kit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    for total, start, stop in ((10, 0, 6), (40, 6, 20)):
+        monkeypatch.setattr(kit, "cuts", {"total_steps": total, "settings": "white"})
+        run = Run(kit)
+        if start:
+            run.accelerator.load_state(str(tmp_path / "state"))
+        run.train(start, stop)
+        run.accelerator.save_state(str(tmp_path / "state"))
+        steps.append([event.step for event in run.compressor.compressor.history])
+    assert steps == [[1, 2, 3, 4], [1, 2, 3, 4, 8, 12, 16]]
+    assert "is replaced by Window(start=0, end=16, cuts=4)" in caplog.text
 
 
 def test_a_missing_package_names_the_extra() -> None:

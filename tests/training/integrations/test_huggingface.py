@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
+from compressm import load_checkpoint, save_checkpoint
 from compressm.errors import CheckpointError, ConfigError
 from compressm.reduction.criteria import FixedOrder
 from compressm.training import At, Guard
@@ -95,6 +97,19 @@ def compressed(trainer: Any, **options: Any) -> CompressionCallback:
     return callback
 
 
+class Averaging(transformers.TrainerCallback):
+    """An average of the weights, in files beside the checkpoints."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.average.update_parameters(kwargs["model"])
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        save_checkpoint(Path(args.output_dir) / f"average-{state.global_step}", self.average)
+
+
 def state(trainer: Any, callback: CompressionCallback) -> dict[str, Any]:
     return {
         "model": trainer.model.state_dict(),
@@ -132,6 +147,61 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     again.train(resume_from_checkpoint=True)
     assert kit.unequal(state(whole, one), state(again, other)) == []
     assert [event.step for event in other.compressor.history] == [3, 7]
+
+
+def test_everything_together(kit: Any, build: Any, tmp_path: Path) -> None:
+    """Parameter groups, a schedule, accumulation, clipping, bf16, an average, frozen parameters."""
+
+    def run(folder: Path, *more: Any, go_on_at: int | None = None) -> tuple[Any, CompressionCallback, Averaging]:
+        model = build(Config())
+        model.net.encoder.weight.requires_grad_(False)
+        trainer = make(
+            folder, model, kit.data(), *more, gradient_accumulation_steps=2, max_grad_norm=0.5, bf16=True,
+            lr_scheduler_type="cosine",
+        )  # fmt: skip
+        trainer.optimizer = torch.optim.AdamW(kit.groups(model), lr=1e-2)
+        averaging = Averaging(model)
+        callback = compressed(trainer, mirrors=[averaging.average], **kit.cuts)
+        trainer.add_callback(averaging)
+        if go_on_at is not None:
+            load_checkpoint(folder / f"average-{go_on_at}", averaging.average)
+        return trainer, callback, averaging
+
+    whole = run(tmp_path / "whole")
+    whole[0].train()
+    killed = run(tmp_path / "killed", Kill(5))
+    with pytest.raises(RuntimeError, match="killed"):
+        killed[0].train()
+    again = run(tmp_path / "killed", go_on_at=5)
+    again[0].train(resume_from_checkpoint=True)
+    assert kit.orders(whole[0].model) == kit.orders(whole[2].average) == [5, 5]
+    assert kit.unequal(state(*whole[:2]), state(*again[:2])) == []
+    assert kit.unequal(whole[2].average.state_dict(), again[2].average.state_dict()) == []
+
+
+@pytest.mark.parametrize(("steps", "said"), [(3, True), (10, False)])
+def test_a_run_too_short_for_cuts_is_not_cut(
+    kit: Any, build: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, steps: int, said: bool
+) -> None:
+    trainer = make(tmp_path, build(Config()), kit.data(), max_steps=steps, save_strategy="no")
+    callback = compressed(trainer, settings="white")
+    trainer.train()
+    assert callback.compressor is not None
+    assert len(callback.compressor.history) == (0 if said else 4)
+    assert ("too short for the cuts of the preset 'white'" in caplog.text) is said
+
+
+def test_a_run_that_goes_on_for_longer_keeps_its_schedule(kit: Any, build: Any, tmp_path: Path) -> None:
+    def go_on(steps: int, resume: bool = True, **options: Any) -> list[int]:
+        trainer = make(tmp_path, build(Config()), kit.data(), max_steps=steps, save_steps=steps)
+        callback = compressed(trainer, settings="white", **options)
+        trainer.train(resume_from_checkpoint=resume)
+        assert callback.compressor is not None
+        return [event.step for event in callback.compressor.history]
+
+    assert go_on(10, resume=False) == [1, 2, 3, 4]
+    assert go_on(12) == [1, 2, 3, 4]
+    assert go_on(20, total_steps=40) == [1, 2, 3, 4, 16]  # 4, 8, 12, 16
 
 
 def test_a_pending_probe_of_the_guard_survives(kit: Any, build: Any, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Module(pl.LightningModule):
 
     def __init__(self, model: nn.Module, fail_at: int | None = None) -> None:
         super().__init__()
-        self.net, self.fail_at = model, fail_at
+        self.net, self.fail_at, self.groups = model, fail_at, None
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if self.trainer.global_step == self.fail_at:
@@ -64,7 +64,21 @@ class TwoOptimizers(Module):
         return torch.optim.Adam(ssm, lr=1e-2), torch.optim.SGD(rest, lr=1e-2, momentum=0.9)
 
 
+class Everything(Module):
+    """Two parameter groups; the model is `Kit.awkward`."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.groups(self), lr=1e-2)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2)]
+
+
+def averaging() -> Any:
+    return pl.callbacks.EMAWeightAveraging(decay=0.8)
+
+
 def trainer(folder: Path, callback: Any, *more: Any, **arguments: Any) -> Any:
+    if arguments.pop("averaging", False):
+        more = (*more, averaging())
     values = {"max_epochs": 3, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     saver = pl.callbacks.ModelCheckpoint(folder, save_last=True)
     return pl.Trainer(accelerator="cpu", callbacks=[callback, *more, saver], **(values | arguments))
@@ -77,7 +91,9 @@ def fit(trainer: Any, module: Any, data: Any, checkpoint: Path | None = None) ->
 
 
 def state(trainer: Any, module: Any) -> dict[str, Any]:
+    averages = [c._average_model.state_dict() for c in trainer.callbacks if isinstance(c, pl.callbacks.WeightAveraging)]
     return {
+        "averages": averages,
         "model": module.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
@@ -89,6 +105,17 @@ CASES: dict[str, tuple[type[Module], dict[str, Any], int]] = {
     "plain": (Module, {}, 9),
     "two optimizers": (TwoOptimizers, {}, 18),
     "accumulation and clipping": (Module, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1, "max_epochs": 5}, 9),
+    "everything": (
+        Everything,
+        {
+            "precision": "bf16-mixed",
+            "accumulate_grad_batches": 2,
+            "gradient_clip_val": 0.5,
+            "averaging": True,
+            "max_epochs": 5,
+        },
+        9,
+    ),
     "bf16": (Module, {"precision": "bf16-mixed", "gradient_clip_val": 0.5}, 6),
 }
 
@@ -97,9 +124,15 @@ CASES: dict[str, tuple[type[Module], dict[str, Any], int]] = {
 def test_a_resumed_run_equals_an_uninterrupted_one(kit: Any, tmp_path: Path, case: str) -> None:
     kind, arguments, fail_at = CASES[case]
     ends = []
+
+    def make(failing: int | None = None) -> Module:
+        module = kind(kit.awkward() if kind is Everything else kit.model(), failing)
+        module.groups = kit.groups
+        return module
+
     for name, failing in (("whole", None), ("killed", fail_at)):
         torch.manual_seed(0)
-        module, run = kind(kit.model(), failing), trainer(tmp_path / name, CompressionCallback(**kit.cuts), **arguments)
+        module, run = make(failing), trainer(tmp_path / name, CompressionCallback(**kit.cuts), **arguments)
         if failing is None:
             fit(run, module, kit.data())
         else:
@@ -107,7 +140,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kit: Any, tmp_path: Path, cas
                 fit(run, module, kit.data())
             assert kit.orders(module) in ([8, 8], [5, 5])
             torch.manual_seed(99)
-            module = kind(kit.model())
+            module = make()
             run = trainer(tmp_path / name, CompressionCallback(**kit.cuts), **arguments)
             fit(run, module, kit.data(), tmp_path / name / "last.ckpt")
         ends.append(state(run, module))
@@ -143,6 +176,34 @@ def test_cut_checkpoints_are_tested_on_a_full_size_model(kit: Any, tmp_path: Pat
     )
     assert kit.unequal(whole.state_dict(), cut.state_dict()) == []
     assert not whole._load_state_dict_pre_hooks
+
+
+@pytest.mark.parametrize("arguments", [{"fast_dev_run": True}, {"limit_train_batches": 2}, {"max_steps": 9}])
+def test_a_run_too_short_for_cuts_is_not_cut(
+    kit: Any, tmp_path: Path, arguments: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    module, callback = Module(kit.model()), CompressionCallback()
+    fit(trainer(tmp_path, callback, **arguments), module, kit.data())
+    assert kit.orders(module) == [12, 12]
+    assert "too short for the cuts of the preset 'default'" in caplog.text
+    assert callback.compressor is not None
+    assert len(callback.compressor.history) == 0
+
+
+def test_a_run_that_goes_on_for_longer_keeps_its_schedule(kit: Any, tmp_path: Path) -> None:
+    def go_on(epochs: int, checkpoint: Path | None = None, **options: Any) -> list[int]:
+        callback = CompressionCallback(settings="white", **options)
+        folder = tmp_path / f"{epochs} {options}"
+        fit(trainer(folder, callback, max_epochs=epochs), Module(kit.model()), kit.data(), checkpoint)
+        assert callback.compressor is not None
+        return [event.step for event in callback.compressor.history]
+
+    assert go_on(3) == [1, 2, 3, 4]  # of 12 steps
+    short = tmp_path / "3 {}" / "last.ckpt"
+    assert go_on(5, short) == [1, 2, 3, 4]
+    assert go_on(5, short, total_steps=50) == [1, 2, 3, 4, 15, 20]  # 5, 10, 15, 20, of which the first are past
+    assert go_on(1) == []
+    assert go_on(5, tmp_path / "1 {}" / "last.ckpt") == [6, 8]  # none before, of 20 steps
 
 
 def test_the_trainers_length_gives_the_schedule(kit: Any, tmp_path: Path) -> None:

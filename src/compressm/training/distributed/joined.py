@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from compressm.adapters.calibration import Calibration
+from compressm.adapters.mirroring import copy_inside
 from compressm.adapters.registry import Adapters
 from compressm.reduction.report import CompressionReport
 from compressm.settings import CompressionSettings
@@ -51,12 +52,16 @@ class Joined(Processes):
         optimizers: Sequence[Optimizer],
         calibration: Calibration,
         adapters: Adapters | None,
+        mirrors: Sequence[nn.Module],
     ) -> CompressionReport:
+        copies = [copy_inside(mirror) for mirror in mirrors]
         with self.whole(optimizers):
             pool_moments(self._channel, self.model, settings, calibration, adapters)
-            report, described = broadcast_cut(self._channel, decide, self.model, optimizers, adapters)
+            report, described, mirrored = broadcast_cut(self._channel, decide, self.model, optimizers, adapters, copies)
             if self.rank != 0:
                 follow(self.model, described, optimizers, adapters)
+                for copy, layers in zip(copies, mirrored, strict=True):
+                    follow(copy, layers, (), adapters)
             if report.changed:
                 self.check({"the cut": report.orders()}, optimizers)
         if report.changed:
@@ -73,8 +78,9 @@ def broadcast_cut(
     model: nn.Module,
     optimizers: Sequence[Optimizer],
     adapters: Adapters | None,
-) -> tuple[CompressionReport, dict[str, Any]]:
-    """Call `decide` on rank 0; everywhere its report, and what became of the layers that it cut.
+    copies: Sequence[nn.Module],
+) -> tuple[CompressionReport, dict[str, Any], list[dict[str, Any]]]:
+    """Call `decide` on rank 0; everywhere its report, and what became of the layers that it cut, in each copy too.
 
     Raises what `decide` raised, on every process: the same kind of CompressmError, DistributedError for another one.
     """
@@ -83,7 +89,12 @@ def broadcast_cut(
     def cut() -> dict[str, Any]:
         made.append(decide())
         changed = [layer.name for layer in made[0].layers if layer.changed]
-        return {"report": made[0].to_dict(), "layers": describe_layers(model, changed, optimizers, adapters)}
+        return {
+            "report": made[0].to_dict(),
+            "layers": describe_layers(model, changed, optimizers, adapters),
+            "copies": [describe_layers(copy, changed, (), adapters) for copy in copies],
+        }
 
     message = channel.from_first(cut)
-    return (made[0] if made else CompressionReport.from_dict(message["report"])), message["layers"]
+    report = made[0] if made else CompressionReport.from_dict(message["report"])
+    return report, message["layers"], message["copies"]

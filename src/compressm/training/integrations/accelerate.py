@@ -13,7 +13,7 @@ from compressm.checkpoint.state_dicts import accept_cut_weights
 from compressm.surgery.snapshot import Stateful
 from compressm.training.compressor import InTrainingCompressor
 from compressm.training.history import Cut, Event
-from compressm.training.integrations.options import CompressorOptions
+from compressm.training.integrations.options import CompressorOptions, collected, go_on, trained
 from compressm.training.integrations.packages import require
 from compressm.training.integrations.reporting import (
     PICTURE,
@@ -56,7 +56,7 @@ class AcceleratedCompressor:
       `compressm.training.integrations.reporting.event_metrics`, at the end what the run took, and to TensorBoard the
       Hankel singular values as a picture (with matplotlib installed).
     * It registers itself for checkpointing: `save_state` and `load_state` take the compressor along, and a model
-      prepared at full size loads the weights of a cut one.
+      prepared at full size loads the weights of a cut one, as do `mirrors`.
 
     `compressor` is the `InTrainingCompressor`. Raises what that raises.
     """
@@ -71,14 +71,15 @@ class AcceleratedCompressor:
     ) -> None:
         optimizers = optimizer if isinstance(optimizer, Sequence) else [optimizer]
         self.compressor = InTrainingCompressor(
-            model,
+            trained(model),
             [plain_optimizer(item) for item in optimizers],
             scheduler=scheduler,
             grad_scaler=accelerator.scaler,
             **options,
         )
-        self._accelerator = accelerator
-        self._accepting = accept_cut_weights(self.compressor.model, options.get("adapters"))
+        self._accelerator, self._options = accelerator, options
+        models = (self.compressor.model, *options.get("mirrors", ()))
+        self._accepting = [accept_cut_weights(each, options.get("adapters")) for each in models]
         accelerator.register_for_checkpointing(self)
         self._log(order_metrics(self.compressor.orders()))
 
@@ -92,16 +93,17 @@ class AcceleratedCompressor:
         """Let the guard judge the last cut, tell what the run took, and take all hooks off the model."""
         events = self._told(self.compressor.finish())
         self._log(summary_metrics(self.compressor.summary()))
-        self._accepting.remove()
+        while self._accepting:
+            self._accepting.pop().remove()
         return events
 
     def state_dict(self) -> dict[str, Any]:
-        """The compressor's state, for `save_state`."""
-        return self.compressor.state_dict()
+        """The compressor's state, for `save_state`, which all processes call."""
+        return collected(self.compressor)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state, for `load_state`, which has loaded model and optimizers before."""
-        self.compressor.load_state_dict(state)
+        go_on(self.compressor, state, self._options)
 
     def _told(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
         if events:

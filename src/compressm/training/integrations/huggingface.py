@@ -14,7 +14,7 @@ from compressm.surgery.snapshot import Stateful
 from compressm.training.compressor import InTrainingCompressor
 from compressm.training.history import Event
 from compressm.training.integrations.accelerate import plain_optimizer
-from compressm.training.integrations.options import CompressorOptions, with_length
+from compressm.training.integrations.options import CompressorOptions, collected, go_on, trained, with_length
 from compressm.training.integrations.packages import require
 from compressm.training.integrations.pretrained import write_sizes
 from compressm.training.integrations.reporting import (
@@ -50,7 +50,8 @@ class CompressionCallback(TrainerCallback, ExportableState):
 
     Takes the arguments of `InTrainingCompressor` but for the model, optimizers, schedulers and gradient scaler, which
     it finds in the trainer; the length of the run is the trainer's `max_steps` unless `total_steps` or `schedule` is
-    given. Cuts come at the end of an optimizer step.
+    given. A resumed run keeps its schedule unless `total_steps` gives it another; a run too short for the cuts of the
+    preset is not cut. Cuts come at the end of an optimizer step.
 
     * Logs through `trainer.log`, where something happened, the numbers of
       `compressm.training.integrations.reporting.event_metrics`, at the end what the run took, and to TensorBoard the
@@ -73,6 +74,7 @@ class CompressionCallback(TrainerCallback, ExportableState):
             raise ConfigError("The trainer has no model yet; give it one, not model_init alone.")
         self.compressor: InTrainingCompressor | None = None
         self._trainer, self._options = trainer, options
+        self._collected: tuple[int, dict[str, Any]] = -1, {}
         self._accepting = accept_cut_weights(trainer.model, options.get("adapters"))
 
     def on_train_begin(
@@ -80,20 +82,23 @@ class CompressionCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Make the compressor: model, optimizer and scheduler are restored now."""
         trainer = self._trainer
-        optimizer, scheduler = trainer.optimizer, trainer.lr_scheduler
-        if trainer.model is None or not isinstance(optimizer, Optimizer):
+        model, optimizer, scheduler = trainer.model_wrapped, trainer.optimizer, trainer.lr_scheduler
+        if model is None or not isinstance(optimizer, Optimizer):
             raise ConfigError(f"The trainer's optimizer is a {type(optimizer).__name__}; wanted one of PyTorch's kind.")
+        states = cast(dict[str, Any], state.stateful_callbacks)  # the trainer looks this callback up when it saves
+        attributes = states.setdefault(type(self).__name__, self._described({}))["attributes"]
+        saved = _read(attributes, state.global_step) if state.global_step > 0 else None
         self.compressor = InTrainingCompressor(
-            trainer.model,
+            trained(model),
             plain_optimizer(optimizer),
             scheduler=scheduler if isinstance(scheduler, Stateful) else (),
             grad_scaler=trainer.accelerator.scaler,
-            **with_length(self._options, state.max_steps if state.max_steps > 0 else None),
+            **with_length(self._options, state.max_steps if state.max_steps > 0 else None, saved),
         )
-        states = cast(dict[str, Any], state.stateful_callbacks)  # the trainer looks this callback up when it saves
-        saved = states.setdefault(type(self).__name__, self._described({}))
-        if state.global_step > 0:
-            self._go_on(saved["attributes"], state.global_step)
+        if saved is not None:
+            go_on(self.compressor, saved, self._options)
+        elif state.global_step > 0:
+            _log.warning("The checkpoint was saved without compression; its steps are not counted by the schedule.")
         self._write_sizes()
         trainer.log(order_metrics(self.compressor.orders()))
 
@@ -101,6 +106,13 @@ class CompressionCallback(TrainerCallback, ExportableState):
         """Count the optimizer step and do what is due."""
         if self.compressor is not None:
             self._tell(self.compressor.step())
+            self._collect(control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Prepare for a checkpoint at the end of an epoch."""
+        self._collect(control)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -119,20 +131,24 @@ class CompressionCallback(TrainerCallback, ExportableState):
         """The compressor's state as JSON values; the trainer stores it with each checkpoint."""
         if self.compressor is None:
             return self._described({})
-        return self._described({_STATE: to_json_values(self.compressor.state_dict())})
+        at, state = self._collected
+        if self.compressor.processes.size == 1:
+            state = self.compressor.state_dict()
+        elif at != self._trainer.state.global_step:
+            _log.warning("This checkpoint was not foreseen: it holds what rank 0 has captured for the next cut alone.")
+            state = self.compressor.state_dict()
+        return self._described({_STATE: to_json_values(state)})
 
     @staticmethod
     def _described(attributes: dict[str, Any]) -> dict[str, Any]:
         return {"args": {}, "attributes": attributes}
 
-    def _go_on(self, attributes: dict[str, Any], step: int) -> None:
-        if self.compressor is None:
+    def _collect(self, control: TrainerControl) -> None:
+        """Bring the state of all processes together where a checkpoint is due: only one of them is asked to save."""
+        if self.compressor is None or self.compressor.processes.size == 1:
             return
-        if _STATE in attributes:
-            where = f"The compressor's state of step {step} in trainer_state.json"
-            self.compressor.load_state_dict(from_json_values(attributes[_STATE], where))
-        else:
-            _log.warning("The checkpoint was saved without compression; its steps are not counted by the schedule.")
+        if control.should_save or control.should_evaluate:
+            self._collected = self._trainer.state.global_step, collected(self.compressor)
 
     def _tell(self, events: tuple[Event, ...]) -> None:
         if self.compressor is None or not events:
@@ -151,3 +167,10 @@ class CompressionCallback(TrainerCallback, ExportableState):
         config = None if model is None else getattr(model, "config", None)
         if model is not None and isinstance(config, PreTrainedConfig):
             write_sizes(model, config, self._options.get("adapters"))
+
+
+def _read(attributes: dict[str, Any], step: int) -> dict[str, Any] | None:
+    """The compressor's state in a checkpoint, None where there is none."""
+    if _STATE not in attributes:
+        return None
+    return from_json_values(attributes[_STATE], f"The compressor's state of step {step} in trainer_state.json")

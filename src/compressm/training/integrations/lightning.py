@@ -7,13 +7,15 @@ import math
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Unpack
 
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
 
 from compressm.checkpoint.state_dicts import accept_cut_weights
 from compressm.surgery.random_state import RandomState
 from compressm.training.compressor import InTrainingCompressor
 from compressm.training.history import Cut, Event
-from compressm.training.integrations.options import CompressorOptions, with_length
+from compressm.training.integrations.options import CompressorOptions, collected, go_on, trained, with_length
 from compressm.training.integrations.packages import require
 from compressm.training.integrations.reporting import (
     PICTURE,
@@ -27,12 +29,14 @@ from compressm.training.integrations.reporting import (
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch import Callback
+    from lightning.pytorch.callbacks import WeightAveraging
     from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
     from lightning.pytorch.plugins.precision import MixedPrecision
 else:
     pl = require("Lightning", "lightning", "lightning.pytorch", "pytorch_lightning")
     Callback, TensorBoardLogger, WandbLogger = pl.Callback, pl.loggers.TensorBoardLogger, pl.loggers.WandbLogger
     MixedPrecision = pl.plugins.precision.MixedPrecision
+    WeightAveraging = getattr(pl.callbacks, "WeightAveraging", ())  # since Lightning 2.6
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +50,9 @@ class CompressionCallback(Callback):
 
     Takes the arguments of `InTrainingCompressor` but for the model, optimizers, schedulers and gradient scaler, which
     it finds in the trainer; the length of the run is `trainer.estimated_stepping_batches` unless `total_steps` or
-    `schedule` is given. Cuts come at the end of the batches that made an optimizer step.
+    `schedule` is given. A resumed run keeps its schedule unless `total_steps` gives it another; a run too short for the
+    cuts of the preset (`fast_dev_run`) is not cut. Cuts come at the end of the batches that made an optimizer step.
+    The averages of Lightning's `WeightAveraging` callbacks are cut with the model.
 
     * Logs to the trainer's loggers, where something happened, the numbers of
       `compressm.training.integrations.reporting.event_metrics`, and to TensorBoard and Weights & Biases the Hankel
@@ -64,13 +70,15 @@ class CompressionCallback(Callback):
         self.compressor: InTrainingCompressor | None = None
         self._options = options
         self._state: dict[str, Any] = {}
-        self._accepting: RemovableHandle | None = None
+        self._accepting: list[RemovableHandle] = []
         self._seen = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """The model accepts the weights of a cut one: Lightning loads them before optimizers and callback state."""
         self._stop_accepting()
-        self._accepting = accept_cut_weights(pl_module, self._options.get("adapters"))
+        self._accepting = [
+            accept_cut_weights(model, self._options.get("adapters")) for model in (pl_module, *_averages(trainer))
+        ]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """The model is as if the callback had not been there, but smaller."""
@@ -78,24 +86,31 @@ class CompressionCallback(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the random states of a checkpoint back, before the data are opened."""
-        if "random" in self._state:
-            RandomState.from_state_dict(self._state["random"]).restore()
+        if "random" not in self._state:
+            return
+        ranks = self._state["compressor"].get("ranks", ())
+        own = ranks[trainer.global_rank] if trainer.global_rank < len(ranks) else self._state
+        RandomState.from_state_dict(own["random"]).restore()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the compressor: model, optimizers and schedulers are restored now."""
-        state = self._state.get("compressor") or (None if self.compressor is None else self.compressor.state_dict())
+        state = self._state.get("compressor")
+        if state is None and self.compressor is not None and trainer.global_step > 0:  # another `fit` of this trainer
+            state = collected(self.compressor)
         steps = trainer.estimated_stepping_batches
         precision = trainer.precision_plugin
         known = int(steps) if math.isfinite(steps) and steps > 0 else None
+        options: CompressorOptions = {**with_length(self._options, known, state)}
+        options["mirrors"] = (*options.get("mirrors", ()), *_averages(trainer))
         self.compressor = InTrainingCompressor(
-            pl_module,
+            trained(trainer.strategy.model or pl_module),
             trainer.optimizers,
             scheduler=[config.scheduler for config in trainer.lr_scheduler_configs],
             grad_scaler=precision.scaler if isinstance(precision, MixedPrecision) else None,
-            **with_length(self._options, known),
+            **options,
         )
         if state is not None:
-            self.compressor.load_state_dict(state)
+            go_on(self.compressor, state, self._options)
         elif trainer.global_step > 0:
             _log.warning("The checkpoint was saved without compression; its steps are not counted by the schedule.")
         self._state, self._seen = {}, trainer.global_step
@@ -126,16 +141,15 @@ class CompressionCallback(Callback):
         """The compressor's state and the random states."""
         if self.compressor is None:
             return self._state
-        return {"compressor": self.compressor.state_dict(), "random": RandomState.capture().state_dict()}
+        return {"compressor": collected(self.compressor), "random": RandomState.capture().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until there are optimizers."""
         self._state = state_dict
 
     def _stop_accepting(self) -> None:
-        if self._accepting is not None:
-            self._accepting.remove()
-            self._accepting = None
+        while self._accepting:
+            self._accepting.pop().remove()
 
     def _tell(self, trainer: pl.Trainer, events: tuple[Event, ...]) -> None:
         if self.compressor is None or not events:
@@ -148,6 +162,13 @@ class CompressionCallback(Callback):
     def _log(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=_position(trainer))
+
+
+def _averages(trainer: pl.Trainer) -> list[nn.Module]:
+    """The averages of the weights that Lightning's own callbacks keep."""
+    callbacks: list[Callback] = vars(trainer).get("callbacks", [])
+    kept = [vars(c).get("_average_model") for c in callbacks if isinstance(c, WeightAveraging)]
+    return [average for average in kept if isinstance(average, AveragedModel)]
 
 
 def _picture(trainer: pl.Trainer, cut: Cut) -> None:
