@@ -40,3 +40,14 @@ def test_two_processes_train_as_one_and_resume(command, tiny: list[str], tmp_pat
     whole = losses(tmp_path / "two")
     torchrun("train", "--resume", tmp_path / "two", "--quiet")
     assert losses(tmp_path / "two") == whole
+
+
+def test_all_ranks_take_rank_0s_growing_batch(tiny: list[str], tmp_path: Path) -> None:
+    growing = ["--order", "128", "--orders", "16,4", "--set", "training.growing_batch=41"]
+    torchrun("train", "digits", "--run", tmp_path / "run", *tiny, *growing, "--set", "model.norm=layer", "--quiet")
+    whole = losses(tmp_path / "run")
+    sizes = [r["batch_size"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
+    assert 16 == sizes[0] < sizes[-1] <= 41
+    shutil.rmtree(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1])
+    torchrun("train", "--resume", tmp_path / "run", "--quiet")
+    assert losses(tmp_path / "run") == whole

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from compressm.data import Batcher, Dataset, Normalisation, Scaling, Sequences, Split, Task, batch_indices, load_digits
-from compressm.data.batching import evaluation_batch, steps_per_epoch
+from compressm.data.batching import Place, evaluation_batch, following_indices, steps_per_epoch
 
 
 def test_an_epoch_goes_through_distinct_cases_and_the_next_through_another_order() -> None:
@@ -22,6 +22,24 @@ def test_batches_can_be_made_in_any_order_and_differ_by_seed() -> None:
     backwards = [batch_indices(50, 8, 0, step).tolist() for step in reversed(range(20))]
     assert forwards == backwards[::-1]
     assert forwards != [batch_indices(50, 8, 1, step).tolist() for step in range(20)]
+
+
+@pytest.mark.parametrize(("cases", "size"), [(103, 10), (100, 10), (7, 50)])
+def test_batches_that_follow_each_other_are_those_of_the_steps(cases, size) -> None:
+    place = Place()
+    for step in range(30):
+        found, place = following_indices(cases, size, 4, place)
+        assert found.tolist() == batch_indices(cases, size, 4, step).tolist()
+
+
+def test_batches_of_changing_size_take_no_case_of_an_epoch_twice() -> None:
+    place, taken = Place(), {}
+    for size in (10, 10, 25, 30, 30, 40, 90, 100, 103):
+        found, place = following_indices(103, size, 4, place)
+        assert len(found) == size
+        taken.setdefault(place.epoch, []).extend(found.tolist())
+    assert all(len(set(cases)) == len(cases) for cases in taken.values())
+    assert [len(cases) for cases in taken.values()] == [75, 70, 90, 100, 103]
 
 
 def test_changing_the_indices_of_a_batch_changes_no_other() -> None:

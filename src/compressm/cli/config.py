@@ -13,6 +13,7 @@ from compressm.layers.norm import NormKind
 from compressm.reduction.criteria import Reference
 from compressm.settings import Unstable
 from compressm.surgery.policy import StatePolicy
+from compressm.training.growing import RateRule
 
 
 class OptimizerKind(Enum):
@@ -86,11 +87,15 @@ class TrainingConfig:
     """Optimization.
 
     `threads` is PyTorch's own choice where None, and `kernels` true where compiled kernels can run; what is used is
-    written to the run's config. `cost_table` is a file of `compressm bench --write`, stored with the run.
+    written to the run's config. `cost_table` is a file of `compressm bench --write`, stored with the run. Up to
+    `growing_batch` cases, where given, are taken as cuts leave memory for them; `growing_rate` says what becomes of the
+    learning rate (see `compressm.training.growing`).
     """
 
     steps: int = 1200
     batch_size: int = 50
+    growing_batch: int | None = None
+    growing_rate: RateRule = RateRule.NONE
     optimizer: OptimizerKind = OptimizerKind.ADAMW
     lr: float = 4e-3
     final_lr: float = 1e-7
@@ -122,6 +127,13 @@ class TrainingConfig:
                 raise ConfigError(f"training.{name} is {value}; wanted a finite number of 0 or more.")
         if self.threads is not None:
             _at_least("training.threads", self.threads, 1)
+        if self.growing_batch is not None:
+            _at_least("training.growing_batch", self.growing_batch, self.batch_size)
+        elif self.growing_rate is not RateRule.NONE:
+            raise ConfigError(
+                f"training.growing_rate is {self.growing_rate.value}, but the batch does not grow. Give the largest "
+                "batch as training.growing_batch, too."
+            )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import nn
 
 from compressm.adapters.registry import find_layers
 from compressm.checkpoint import save_checkpoint
+from compressm.cli.feed import Feed
 from compressm.cli.folder import RunFolder
 from compressm.cli.metrics import MetricsFile
 from compressm.cli.objective import Objective
@@ -43,6 +44,7 @@ class Recorder(LoopObserver):
         *,
         length: int,
         seconds: dict[str, Any] | None,
+        feed: Feed,
         extra: dict[str, Any],
         keep: int,
         board: SummaryWriter | None,
@@ -55,7 +57,7 @@ class Recorder(LoopObserver):
         self._folder, self._metrics, self._objective = folder, metrics, objective
         self._model, self._optimizer, self._compressor = model, optimizer, compressor
         self._length, self._extra, self._keep = min(length, _RESPONSE_STEPS), extra, keep
-        self._board, self._show = board, show
+        self._board, self._show, self._feed = board, show, feed
         self._responses: dict[str, NDArray[np.float64]] = {}
         self._metric: float | None = None
         self._clock, self._peak = times_from_state(seconds, History(layer_orders(model)))  # without a compressor
@@ -78,8 +80,9 @@ class Recorder(LoopObserver):
 
     def logged(self, step: int, loss: float, rate: float, seconds: float) -> None:
         """A "train" record."""
-        self._metrics.append({"kind": "train", "step": step, "loss": loss, "lr": rate, "seconds_per_step": seconds})
-        self._scalars(step, {"train/loss": loss, "train/lr": rate, "train/seconds_per_step": seconds})
+        values = {"loss": loss, "lr": rate, "seconds_per_step": seconds, **self._feed.record()}
+        self._metrics.append({"kind": "train", "step": step, **values})
+        self._scalars(step, {f"train/{name}": value for name, value in values.items()})
 
     def evaluated(self, step: int, moment: Moment, scores: Scores) -> None:
         """An "evaluation" record."""
@@ -107,6 +110,8 @@ class Recorder(LoopObserver):
         """A checkpoint that knows how long metrics.jsonl was."""
         self._clock.disturb()
         extra = {**self._extra, "loop": state.to_dict(), "metrics_bytes": self._metrics.sync()}
+        if feed := self._feed.state_dict():
+            extra["feed"] = feed
         if self._compressor is None:
             extra["seconds"] = times_to_state(self._clock, PeakMemory.now(torch.device("cpu")).or_more(self._peak))
         path = self._folder.checkpoint(state.step)

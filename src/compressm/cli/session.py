@@ -25,6 +25,7 @@ from compressm.cli.build import (
 from compressm.cli.closing import close
 from compressm.cli.config import RunConfig
 from compressm.cli.console import Terminal
+from compressm.cli.feed import Feed
 from compressm.cli.folder import RunFolder, first_sound
 from compressm.cli.loading import load_data
 from compressm.cli.lock import FolderLock
@@ -132,6 +133,7 @@ class _Parts:
         self.model_config = model_config(config, dataset)
         self.model = build_model(self.model_config, config.training.seed)
         self.optimizer = build_optimizer(self.model, config.training)
+        self.feed = Feed(self.batcher, self.model, self.optimizer, config.training, team.agreed)
         self.dataset = dataset
         self.trained = team.wrap(self.model)
         if team.rank > 0:  # dropout of its own
@@ -150,7 +152,8 @@ class _Parts:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of this process's share of a batch; the mean over all processes is that of the whole batch."""
-        loss = self.objective.loss(model, batch)
+        with self.feed.measured():
+            loss = self.objective.loss(model, batch)
         return loss if self.team.size == 1 else loss * self.batcher.share
 
     def validate(self) -> float:
@@ -165,6 +168,7 @@ def _train(folder: RunFolder, config: RunConfig, dataset: Dataset, terminal: Ter
     if saved:
         extra = _load_newest(folder, saved, parts, terminal)
         state, length, seconds = LoopState(**extra["loop"]), int(extra["metrics_bytes"]), extra.get("seconds")
+        parts.feed.load_state_dict(extra.get("feed", {}))
         terminal.say(f"Resuming at step {state.step} of {config.training.steps}")
     recorder: Recorder | None = None
     with ExitStack() as stack:
@@ -178,6 +182,7 @@ def _train(folder: RunFolder, config: RunConfig, dataset: Dataset, terminal: Ter
                 parts.objective,
                 length=dataset.max_length,
                 seconds=seconds,
+                feed=parts.feed,
                 extra={"kind": KIND, "model": parts.model_config.to_dict(), "config": flatten(config)},
                 keep=config.output.keep,
                 board=_board(folder, config, state.step, terminal),
@@ -194,10 +199,10 @@ def _train(folder: RunFolder, config: RunConfig, dataset: Dataset, terminal: Ter
         state = fit(
             parts.trained,
             parts.optimizer,
-            batch_at=parts.batcher.training,
+            batch_at=parts.feed.batch,
             loss_of=parts.loss,
             evaluate=parts.scores,
-            rate_at=build_rates(training),
+            rate_at=parts.feed.rates(build_rates(training)),
             compressor=parts.compressor,
             settings=LoopSettings(
                 training.steps, training.log_every, training.eval_every, config.output.checkpoint_every

@@ -46,6 +46,10 @@ class Team:
         """The mean over all processes."""
         return self.total([value])[0] / self.size
 
+    def agreed(self, value: float) -> float:
+        """The value that rank 0 has."""
+        return value if self._channel is None else float(self._channel.broadcast(value))
+
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
         return self.total([float(flag)])[0] > 0

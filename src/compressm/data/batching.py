@@ -50,6 +50,25 @@ def batch_indices(cases: int, batch_size: int, seed: int, step: int) -> NDArray[
     return _order(cases, seed, epoch)[position * batch_size : (position + 1) * batch_size].copy()
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the next batch begins: the epoch, and how many of its cases were taken."""
+
+    epoch: int = 0
+    taken: int = 0
+
+
+def following_indices(cases: int, size: int, seed: int, place: Place) -> tuple[NDArray[np.int64], Place]:
+    """The cases of the batch at `place`, and the place after it, for batches whose size changes.
+
+    Batches of one size are those of `batch_indices`. A batch that the epoch has too few cases left for begins the next.
+    """
+    if place.taken > 0 and place.taken + size > cases:
+        place = Place(place.epoch + 1)
+    indices = _order(cases, seed, place.epoch)[place.taken : place.taken + size].copy()
+    return indices, Place(place.epoch, place.taken + len(indices))
+
+
 @lru_cache(maxsize=2)  # a new permutation of 55,000 cases for each step takes longer than the rest of its batch
 def _order(cases: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(cases)
@@ -67,17 +86,24 @@ class Batcher:
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
+        self.place = Place()
+        self._cases = min(batch_size, dataset.train.cases)
 
     def training(self, step: int) -> Batch:
         """The training batch of `step` (from 0)."""
         indices = batch_indices(self.dataset.train.cases, self.batch_size, self.seed, step)
         return self._batch(self.dataset.train, indices[self.rank :: self.ranks])
 
+    def following(self, size: int) -> Batch:
+        """The training batch of `size` cases at `place`, which moves on behind it."""
+        indices, self.place = following_indices(self.dataset.train.cases, size, self.seed, self.place)
+        self._cases = len(indices)
+        return self._batch(self.dataset.train, indices[self.rank :: self.ranks])
+
     @property
     def share(self) -> float:
-        """The part of a training batch that this process takes, times the number of processes."""
-        cases = min(self.batch_size, self.dataset.train.cases)
-        return len(range(self.rank, cases, self.ranks)) * self.ranks / cases
+        """The part of the last training batch that this process takes, times the number of processes."""
+        return len(range(self.rank, self._cases, self.ranks)) * self.ranks / self._cases
 
     def in_order(self, split: Split, batch_size: int | None = None) -> Iterator[Batch]:
         """All cases of a split, in their order; the last batch may be smaller."""

@@ -3,6 +3,8 @@
 from compressm.training.batches import SeededBatches as SeededBatches
 from compressm.training.compressor import InTrainingCompressor as InTrainingCompressor
 from compressm.training.compressor import OnError as OnError
+from compressm.training.growing import GrowingBatch as GrowingBatch
+from compressm.training.growing import RateRule as RateRule
 from compressm.training.guard import Guard as Guard
 from compressm.training.history import Cut as Cut
 from compressm.training.history import Event as Event
