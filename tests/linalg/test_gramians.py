@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -27,6 +29,18 @@ def test_one_state() -> None:
     system, decay = one_state(), 1 - 0.45
     assert float(controllability_gramian(system, Frame.COMPLEX).real) == pytest.approx(6 / decay)
     assert float(observability_gramian(system, Frame.COMPLEX).real) == pytest.approx(16.25 / decay)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 1e-9, 1e-15, 1e-20])
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_a_slow_real_pole_keeps_its_digits(rate: float, inputs: int) -> None:
+    """sigma = |Re(c b)| / (1 - a^2) for a real pole of a complex layer, however near it is to 1."""
+    log_a = torch.tensor([-rate, -0.7], dtype=torch.float64).to(torch.complex128)
+    b = torch.zeros(2, inputs, dtype=torch.complex128)
+    b[:, 0] = torch.tensor([1 + 1j, 1e-14])
+    c = torch.tensor([[1 + 0.5j, 1e-14]], dtype=torch.complex128)
+    values = hankel_singular_values(StateSpace(torch.exp(log_a), b, c, log_a=log_a))
+    assert float(values[0]) == pytest.approx(-0.5 / math.expm1(-2 * rate), rel=1e-13)
 
 
 def test_the_real_frame_is_that_of_the_real_system() -> None:
