@@ -13,9 +13,11 @@ from compressm.adapters.calibration import Calibration, Capture
 from compressm.adapters.dense import DenseAdapter
 from compressm.adapters.lru import LRUAdapter
 from compressm.adapters.moments import controllability_moments, observability_moments, output_change
+from compressm.adapters.s4d import S4DAdapter
 from compressm.layers.bidirectional import Bidirectional
 from compressm.layers.dense import DenseSSM
 from compressm.layers.lru import LRU
+from compressm.layers.s4d import S4D
 from compressm.linalg.forms import Frame
 from compressm.linalg.gramians import controllability_gramian, observability_gramian
 from compressm.linalg.statespace import StateSpace
@@ -191,8 +193,54 @@ def output_change_to_half(system: StateSpace, capture: Capture, frame: Frame) ->
 def test_many_positions_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     system, u = system_of(make(LRU)), inputs(4, 100, 3)
     monkeypatch.setattr(moments_module, "_MOST_SAMPLES", 140)  # 400 positions: every third step
+    monkeypatch.setattr(moments_module, "_SUMMED", 0)  # as where moments are large
     x = states(system, u).view(4, 100, 5)[:, ::3].flatten(0, 1)
     assert close(controllability_moments(system, Capture([(u, None)]), Frame.COMPLEX), mean_outer(x)[0])
+
+
+MASKS = {
+    "none": None,
+    "ragged": torch.arange(100)[None] < torch.tensor([[100], [41], [7], [0]]),
+    "left": torch.arange(100)[None] >= torch.tensor([[100], [41], [7], [0]]),
+    "holes": torch.rand(4, 100, generator=torch.Generator().manual_seed(3)) < 0.7,
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("most", [45, 130, 399])  # 9, 4, 2 steps from one outer product to the next
+@pytest.mark.parametrize("frame", Frame)
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_positions_count_where_few_outer_products_are_formed(
+    kind: type[LRU | DenseSSM], frame: Frame, most: int, mask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moments_module, "_MOST_SAMPLES", most)
+    system = system_of(make(kind, width=1, order=12))
+    capture = Capture([(inputs(4, 100, 1), MASKS[mask])], [(inputs(4, 100, 1, seed=1), MASKS[mask])])
+    for found, x in (
+        (controllability_moments(system, capture, frame), states(system, *capture.inputs[0])),
+        (observability_moments(system, capture, frame), states(system, *capture.gradients[0], reverse=True)),
+    ):
+        if frame is Frame.REAL and kind is LRU:
+            x = torch.cat([x.real, x.imag], -1)
+        assert close(found, mean_outer(x)[0])
+
+
+def test_blocks_of_a_bank_and_blocks_seen_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = S4D(3, 12, generator=torch.Generator().manual_seed(0))
+    system, capture = S4DAdapter().read(layer), Capture([(inputs(4, 100, 3), MASKS["ragged"])])
+    every = controllability_moments(system, capture, Frame.REAL)
+    monkeypatch.setattr(moments_module, "_MOST_SAMPLES", 45)
+    assert close(controllability_moments(system, capture, Frame.REAL), every)
+    monkeypatch.setattr(moments_module, "_SUMMED", 3 * 24**2 * 4)  # 4 of 9 steps
+    in_part = controllability_moments(system, capture, Frame.REAL)
+    mask = MASKS["ragged"] & ((torch.arange(100) + 8) % 9 >= 5)  # blocks end with the last step: 8 pad the first
+    x = torch.stack([
+        states(StateSpace(system.a[h], system.b[h], system.c[h]), capture.inputs[0][0][..., h : h + 1])
+        .view(4, 100, 12)[mask]
+        for h in range(3)
+    ])  # fmt: skip
+    x = torch.cat([x.real, x.imag], -1)
+    assert close(in_part, x.mT @ x / x.shape[1], 1e-4)
 
 
 def test_without_passes_there_are_no_moments() -> None:

@@ -9,15 +9,16 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from compressm.adapters.blocks import Blocks, Leap, state_blocks
 from compressm.adapters.calibration import Capture
+from compressm.adapters.joint import JointMoments
 from compressm.linalg.forms import Frame, frame_states
 from compressm.linalg.gramians import dual
 from compressm.linalg.statespace import StateSpace
 
-_SAMPLES = 16  # positions for each real state whose outer products are averaged, evenly spread over time,
+_SAMPLES = 16  # states of which outer products are formed, for each real state, evenly spread over time,
 _LEAST_SAMPLES, _MOST_SAMPLES = 4_000, 16_000  # within these limits
-_CHUNK = 32  # time steps whose states are held at once, at most
-_BLOCK = 2**23  # numbers in the states held at once, unless one step has more
+_SUMMED = 2**22  # numbers in the moments that are advanced from sample to sample, where that is more than one step
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,72 +103,51 @@ def _sum_outer_products(
     size = _largest(values for values, _ in passes), _largest([system.b])
     system = replace(system, b=system.b / size[1])
     passes = [(values / size[0], mask) for values, mask in passes]
-    total: Tensor | None = None
-    count = 0.0
     samples = min(max(_SAMPLES * frame_states(system, frame), _LEAST_SAMPLES), _MOST_SAMPLES)
     stride = max(1, -(-tokens // samples))
+    last = _steps_summed(system, frame, stride)
+    joint: Tensor | None = None
+    edges: list[Tensor] = []
+    count = 0.0
     for u, mask in passes:
-        for states, weights in _state_chunks(system, u, mask, stride):
-            x = _coordinates(states, frame)
-            if weights is not None:
-                x = x * weights.to(x.dtype).unsqueeze(-1)
-            count += float(x.shape[-2] if weights is None else weights.sum())
-            outer = (x.mT @ x.conj()).to(torch.complex128 if x.is_complex() else torch.float64)
-            total = outer if total is None else total + outer
-    if total is None or count == 0:
+        for block in state_blocks(system, u, mask, stride, last):
+            whole = (block.counted | block.still).all(-1)
+            z = torch.cat([_coordinates(block.states, frame), block.inputs.flatten(-2)], -1)
+            outer = _outer(z if bool(whole.all()) else z[..., whole, :])
+            joint = outer if joint is None else joint + outer
+            edge = block.counted.any(-1) & ~whole
+            if bool(edge.any()):
+                edges.append(_step_by_step(system, block, edge, frame))
+            count += float(block.counted.sum())
+    if joint is None or count == 0:
         return None
-    return MomentSum(total.cpu() * (size[0] * size[1]) ** 2, count)
+    total = JointMoments.of(joint.cpu(), system, frame).of_states_to_come(system, last)
+    for edge_sum in edges:
+        total = total + edge_sum.cpu()
+    return MomentSum(total * (size[0] * size[1]) ** 2, count)
 
 
-def _state_chunks(
-    system: StateSpace, u: Tensor, mask: Tensor | None, stride: int
-) -> Iterable[tuple[Tensor, Tensor | None]]:
-    """The states `(*h, samples, n)` at every `stride`-th step, a chunk of time at a time, with 0/1 weights."""
-    device = u.device if u.device.type == "cuda" else torch.device("cpu")
-    single = torch.complex64 if system.is_complex else torch.float32
-    u, mask = u.to(device), None if mask is None else mask.to(device).bool()
-    batch, length, _ = u.shape
-    h, dims = system.batch_shape, len(system.batch_shape)
-    if length == 0:
-        return
-    at_once = _steps_at_once(system, stride)
-    reach, power = (t.to(device, single) for t in _reach(system, at_once))
-    u = u.reshape(batch, length, *h, system.inputs).movedim((0, 1), (dims, dims + 1))  # (*h, batch, L, m)
-    blocks, every = (length - 1) // at_once + 1, stride // at_once
-    u = torch.nn.functional.pad(u, (0, 0, at_once - 1, 0))[..., : blocks * at_once, :]  # block i ends with step i p
-    u = u.unflatten(-2, (blocks, at_once)).flatten(-2).movedim(-2, dims)  # (*h, blocks, batch, p m)
-    x = torch.zeros(*h, batch, system.order, dtype=single, device=device)
-    many = max(1, min(_CHUNK, _BLOCK // max(1, x.numel())))
-    for start in range(0, blocks, many):
-        part = u[..., start : start + many, :, :].to(single)
-        drive = (part.flatten(-3, -2) @ reach).unflatten(-2, part.shape[-3:-1])  # (*h, T, batch, n)
-        kept = []
-        for k in range(drive.shape[-3]):
-            forced = drive[..., k, :, :]
-            x = torch.addcmul(forced, x, power) if system.is_diagonal else forced + x @ power
-            if (start + k) % every == 0:
-                kept.append(((start + k) * at_once, x))
-        if kept:
-            weights = None if mask is None else torch.cat([mask[:, k] for k, _ in kept])
-            yield torch.cat([state for _, state in kept], -2), weights
+def _steps_summed(system: StateSpace, frame: Frame, stride: int) -> int:
+    """After how many of `stride` steps the states are averaged: all, unless the moments or the inputs are large."""
+    n = frame_states(system, frame)
+    moments = n * n * system.batch_shape.numel()
+    return max(1, min(stride, n // max(1, system.inputs), _SUMMED // max(1, moments)))
 
 
-def _steps_at_once(system: StateSpace, stride: int) -> int:
-    """The largest divisor of `stride` whose input weights hold at most `_BLOCK` numbers."""
-    room = _BLOCK // max(1, system.b.numel())
-    return next(p for p in range(stride, 0, -1) if stride % p == 0 and (p <= room or p == 1))
+def _step_by_step(system: StateSpace, block: Blocks, rows: Tensor, frame: Frame) -> Tensor:
+    """The sum over the counted steps of the `rows` where not all are."""
+    x, u, counted = block.states[..., rows, :], block.inputs[..., rows, :, :], block.counted[rows]
+    leap, total = Leap(system, 1, x.device), None
+    for j in range(u.shape[-2]):
+        x = leap.move(x, leap.drive(u[..., j : j + 1, :].unsqueeze(-4)).squeeze(-3))
+        outer = _outer(_coordinates(x, frame)[..., counted[:, j], :])
+        total = outer if total is None else total + outer
+    return torch.zeros(()) if total is None else total
 
 
-def _reach(system: StateSpace, steps: int) -> tuple[Tensor, Tensor]:
-    """What takes x_k to x_{k+p} = x_k power + (u_{k+1} .. u_{k+p}) reach, for rows x and u and p `steps`.
-
-    reach is (*h, p m, n), the rows of A^{p-1} B, .., A B, B; power is A^p, as (*h, 1, n) for diagonal systems.
-    """
-    a, columns = (system.a.unsqueeze(-1) if system.is_diagonal else system.a), [system.b]
-    for _ in range(steps - 1):
-        columns.append(a * columns[-1] if system.is_diagonal else a.to(columns[-1].dtype) @ columns[-1])
-    reach = torch.cat(columns[::-1], -1).mT
-    return reach, (system.a**steps).unsqueeze(-2) if system.is_diagonal else torch.linalg.matrix_power(a, steps).mT
+def _outer(x: Tensor) -> Tensor:
+    """The sum of x x* over samples, in double precision."""
+    return (x.mT @ x.conj()).to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def _without_padding(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,96 @@
+"""The states that inputs lead through, a block of time steps at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compressm.linalg.statespace import StateSpace
+
+_CHUNK = 32  # blocks held at once, at most
+_NUMBERS = 2**23  # numbers held at once, unless one block has more
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """States before the last q steps of blocks of time, and what comes in these steps, in single precision.
+
+    states `(*h, samples, n)`; inputs `(*h, samples, q, m)`; counted `(samples, q)`: the steps that belong to the data.
+    Others are padding: where `still` (samples, q) the state is zero there all the same.
+    """
+
+    states: Tensor
+    inputs: Tensor
+    counted: Tensor
+    still: Tensor
+
+
+class Leap:
+    """What takes x_k to x_{k+p} = x_k power + (u_{k+1} .. u_{k+p}) reach, for rows x and u and p `steps`."""
+
+    def __init__(self, system: StateSpace, steps: int, device: torch.device) -> None:
+        """reach is (*h, p m, n), the rows of A^{p-1} B, .., A B, B; power is A^p, as (*h, 1, n) for diagonal A."""
+        a, columns = (system.a.unsqueeze(-1) if system.is_diagonal else system.a), [system.b]
+        for _ in range(steps - 1):
+            columns.append(a * columns[-1] if system.is_diagonal else a.to(columns[-1].dtype) @ columns[-1])
+        power = (system.a**steps).unsqueeze(-2) if system.is_diagonal else torch.linalg.matrix_power(a, steps).mT
+        dtype = _single(system)
+        self._diagonal = system.is_diagonal
+        self._reach, self._power = torch.cat(columns[::-1], -1).mT.to(device, dtype), power.to(device, dtype)
+
+    def drive(self, u: Tensor) -> Tensor:
+        """(*h, T, batch, n): what inputs (*h, T, batch, p, m) add."""
+        rows = u.flatten(-2).flatten(-3, -2).to(self._reach.dtype)
+        return (rows @ self._reach).unflatten(-2, u.shape[-4:-2])
+
+    def move(self, x: Tensor, drive: Tensor) -> Tensor:
+        """The states p steps later."""
+        return torch.addcmul(drive, x, self._power) if self._diagonal else drive + x @ self._power
+
+
+def state_blocks(system: StateSpace, u: Tensor, mask: Tensor | None, stride: int, last: int) -> Iterator[Blocks]:
+    """Blocks of `stride` steps from a zero state, the last of which ends with the data; `last` of them are looked at.
+
+    `u` (batch, L, h m) is zero where `mask` (batch, L) is False.
+    """
+    device = u.device if u.device.type == "cuda" else torch.device("cpu")
+    batch, length, _ = u.shape
+    if length == 0:
+        return
+    h, dims = system.batch_shape, len(system.batch_shape)
+    count = -(-length // stride)
+    front = count * stride - length
+    data = torch.ones(batch, length, dtype=torch.bool, device=device) if mask is None else mask.to(device).bool()
+    data = torch.nn.functional.pad(data, (front, 0))
+    still = ~data.cummax(1).values  # nothing came in yet
+    counted, still = (t.unflatten(1, (count, stride))[..., stride - last :].movedim(1, 0) for t in (data, still))
+    u = torch.nn.functional.pad(u.to(device), (0, 0, front, 0)).unflatten(1, (count, stride))
+    u = u.unflatten(-1, (*h, system.inputs)).movedim((1, 0, 2, -1), (dims, dims + 1, dims + 2, dims + 3))
+    first = Leap(system, stride - last, device) if stride > last else None
+    second = Leap(system, last, device)
+    x = torch.zeros(*h, batch, system.order, dtype=_single(system), device=device)
+    many = max(1, min(_CHUNK, _NUMBERS // max(1, x.numel(), h.numel() * batch * stride * system.inputs)))
+    for start in range(0, count, many):
+        part = u[(slice(None),) * dims + (slice(start, start + many),)]  # (*h, T, batch, p, m)
+        ahead, seen = part[..., : stride - last, :], part[..., stride - last :, :]
+        before, through = None if first is None else first.drive(ahead), second.drive(seen)
+        kept: list[Tensor] = []
+        for k in range(part.shape[dims]):
+            if first is not None and before is not None:
+                x = first.move(x, before[..., k, :, :])
+            kept.append(x)
+            x = second.move(x, through[..., k, :, :])
+        span = slice(start, start + many)
+        yield Blocks(
+            torch.cat(kept, -2),
+            seen.flatten(-4, -3).to(torch.float32),
+            counted[span].flatten(0, 1),
+            still[span].flatten(0, 1),
+        )
+
+
+def _single(system: StateSpace) -> torch.dtype:
+    return torch.complex64 if system.is_complex else torch.float32
