@@ -17,8 +17,8 @@ class Contender(ABC):
     def run(self, count: int) -> None:
         """Do it `count` times; returns when all is done."""
 
-    def results(self) -> Arrays:
-        """What is compared with the other contenders' before anything is timed."""
+    def results(self, arrays: Arrays) -> Arrays:
+        """What is compared with the other contenders' before anything is timed; `arrays` as it was built from."""
         return {}
 
 

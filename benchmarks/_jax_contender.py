@@ -26,7 +26,7 @@ class TrainingStep(Contender):
     """The jitted step; steps are queued, and the host waits once, after the last."""
 
     def __init__(self, recurrence: Recurrence, arrays: Arrays) -> None:
-        self._recurrence, self._arrays = recurrence, arrays
+        self._recurrence = recurrence
         self._step = make_step(recurrence, DROPOUT, LEARNING_RATE)
         self._state = from_torch(weights(arrays))
         self._x, self._labels = jnp.asarray(arrays["x"]), jnp.asarray(arrays["labels"])
@@ -36,9 +36,9 @@ class TrainingStep(Contender):
             self._state, _ = self._step(self._state, self._x, self._labels)
         jax.block_until_ready(self._state)
 
-    def results(self) -> Arrays:
+    def results(self, arrays: Arrays) -> Arrays:
         """Scores and gradients in training mode without dropout, at the weights as given."""
-        state = from_torch(weights(self._arrays))
+        state = from_torch(weights(arrays))
         scores, grads = gradients(state, self._x, self._labels, self._recurrence)
         return {"scores": np.asarray(scores), **_flat(grads)}
 
@@ -64,7 +64,7 @@ class Layer(Contender):
         for _ in range(count):
             jax.block_until_ready(self._both(self._p, self._u, self._grad))
 
-    def results(self) -> Arrays:
+    def results(self, arrays: Arrays) -> Arrays:
         """The output and all gradients."""
         y, (p, u) = self._both(self._p, self._u, self._grad)
         return {"y": np.asarray(y), "u": np.asarray(u), **_flat(p)}

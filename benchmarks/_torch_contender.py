@@ -57,8 +57,8 @@ class TrainingStep(Contender):
     """zero_grad, forward, cross entropy, backward and a step of Adam."""
 
     def __init__(self, kind: str, shape: Shape, arrays: Arrays) -> None:
-        self._kind, self._shape, self._arrays = kind, shape, arrays
-        self._model = self._build(ModelConfig.dropout)
+        self._kind, self._shape = kind, shape
+        self._model = self._build(arrays, ModelConfig.dropout)
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=4e-4, fused=True)
         self._x, self._labels = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["labels"])
 
@@ -68,22 +68,22 @@ class TrainingStep(Contender):
             functional.cross_entropy(self._model(self._x), self._labels).backward()
             self._optimizer.step()
 
-    def results(self) -> Arrays:
+    def results(self, arrays: Arrays) -> Arrays:
         """Scores and gradients in training mode without dropout, at the weights as given."""
-        model = self._build(0.0)
+        model = self._build(arrays, 0.0)
         scores = model(self._x)
         names, values = zip(*model.named_parameters(), strict=True)
         grads = torch.autograd.grad(functional.cross_entropy(scores, self._labels), values)
         return {"scores": scores.detach().numpy(), **{k: g.numpy() for k, g in zip(names, grads, strict=True)}}
 
-    def _build(self, dropout: float) -> SequenceModel:
+    def _build(self, arrays: Arrays, dropout: float) -> SequenceModel:
         shape = self._shape
         config = ModelConfig(width=shape.width, order=shape.order, blocks=shape.blocks, dropout=dropout)
         model = SequenceModel(config)
         if self._kind == SCAN:
             for block in model.blocks:
                 block.ssm = ScanLRU(shape.width, shape.order)
-        model.load_state_dict(_parameters(self._arrays))
+        model.load_state_dict(_parameters(arrays))
         return model
 
 
@@ -103,7 +103,7 @@ class Layer(Contender):
         for _ in range(count):
             self._both()
 
-    def results(self) -> Arrays:
+    def results(self, arrays: Arrays) -> Arrays:
         """The output and all gradients."""
         y, grads = self._both()
         names = ["u", *dict(self._layer.named_parameters())]

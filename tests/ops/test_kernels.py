@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from compressm.errors import InvalidSystemError
 from compressm.ops import Form, Machine, diagonal_lti, kernels_run, use_kernels
-from compressm.ops.pointwise import dropout, gate_dropout, gelu_dropout, standardize
+from compressm.ops.pointwise import dropout, gate_dropout, gelu_dropout, gelu_linear, linear, standardize
 
 needs_kernels = pytest.mark.skipif(not kernels_run(), reason="numba is not installed")
 
@@ -133,6 +133,36 @@ def test_standardize_against_its_definition(channels_first, sizes) -> None:
     (grad,) = torch.autograd.grad(got, single, weight.float())
     (expected,) = torch.autograd.grad(wanted, exact, weight)
     assert torch.allclose(grad.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_a_linear_map_of_the_activation_stores_its_input_only(channels_first, p) -> None:
+    """The same bits as the two one after the other, and gradients to within rounding; frozen weights included."""
+    shape = (5, 33, 7) if channels_first else (33, 7, 5)
+    x = torch.randn(shape, requires_grad=True)
+    weight, bias = torch.randn(8, 5, requires_grad=True), torch.randn(8, requires_grad=True)
+    stored: list[torch.Tensor] = []
+
+    def note(t: torch.Tensor) -> torch.Tensor:
+        stored.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        torch.manual_seed(1)
+        got = gelu_linear(x, weight, bias, p, channels_first)
+    assert {t.data_ptr() for t in stored} == {x.data_ptr(), weight.data_ptr()}
+    torch.manual_seed(1)
+    wanted = linear(gelu_dropout(x, p), weight, bias, channels_first)
+    assert torch.equal(got, wanted)
+    signal = torch.randn(got.shape)
+    grads = torch.autograd.grad(wanted, (x, weight, bias), signal)
+    for found, expected in zip(torch.autograd.grad(got, (x, weight, bias), signal), grads, strict=True):
+        assert relative(found, expected) <= 1e-6
+    torch.manual_seed(1)
+    frozen = gelu_linear(x, weight.detach(), bias.detach(), p, channels_first)
+    assert torch.equal(torch.autograd.grad(frozen, x, signal)[0], grads[0])
 
 
 @needs_kernels

@@ -8,9 +8,7 @@ from compressm.errors import ConfigError
 from compressm.layers.base import SequenceLayer
 from compressm.layers.bidirectional import Bidirectional
 from compressm.layers.gate import GatedLinear
-from compressm.layers.layout import layout_of
 from compressm.layers.norm import SequenceNorm
-from compressm.ops.pointwise import gelu_dropout
 
 
 class Block(nn.Module):
@@ -41,7 +39,7 @@ class Block(nn.Module):
 
     def _mix(self, y: Tensor, skip: Tensor) -> Tensor:
         p = self.dropout if self.training else 0.0
-        mixed: Tensor = self.gate(_gelu_dropout(y, p), skip, p)
+        mixed: Tensor = self.gate(y, skip, p, gelu=True)
         return mixed
 
     def causal(self) -> SequenceLayer:
@@ -49,8 +47,3 @@ class Block(nn.Module):
         if isinstance(self.ssm, Bidirectional):
             raise ConfigError("A bidirectional model needs the whole sequence; streaming needs bidirectional=False.")
         return self.ssm
-
-
-def _gelu_dropout(x: Tensor, p: float) -> Tensor:
-    layout = layout_of(x)
-    return gelu_dropout(x, p) if layout is None else layout.restore(gelu_dropout(layout.memory(x), p))

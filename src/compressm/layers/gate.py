@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressm.layers.layout import layout_of, linear
-from compressm.ops.pointwise import dropout, gate_dropout
+from compressm.layers.layout import Layout, layout_of
+from compressm.ops.pointwise import dropout, gate_dropout, gelu_dropout, gelu_linear, linear
 
 
 class GatedLinear(nn.Linear):
@@ -19,12 +21,22 @@ class GatedLinear(nn.Linear):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, 2 * outputs)
 
-    def forward(self, input: Tensor, skip: Tensor | None = None, p: float = 0.0) -> Tensor:
-        """skip + dropout(a * sigmoid(b)), (..., H_out), for x (..., H_in); `skip` None for zero, p dropout's share."""
+    def forward(self, input: Tensor, skip: Tensor | None = None, p: float = 0.0, *, gelu: bool = False) -> Tensor:
+        """skip + dropout(a * sigmoid(b)), (..., H_out), for x (..., H_in); `skip` None for zero, p dropout's share.
+
+        With `gelu` for dropout(x Phi(x)) in place of x.
+        """
         layout = layout_of(input)
         if layout is None or skip is None or torch.is_autocast_enabled(input.device.type):
-            y = dropout(functional.glu(super().forward(input), dim=-1), p)
+            activated = _gelu_dropout(input, layout, p) if gelu else input
+            y = dropout(functional.glu(super().forward(activated), dim=-1), p)
             return y if skip is None else skip + y
-        both = linear(layout.memory(input), self.weight, self.bias, layout)
+        x, first = layout.memory(input), layout.channels_first
+        apply = partial(gelu_linear, p=p) if gelu else linear
+        both = apply(x, self.weight, self.bias, channels_first=first)
         through = layout.memory(skip).contiguous()
-        return layout.restore(gate_dropout(both, through, p, layout.channels_first))
+        return layout.restore(gate_dropout(both, through, p, first))
+
+
+def _gelu_dropout(x: Tensor, layout: Layout | None, p: float) -> Tensor:
+    return gelu_dropout(x, p) if layout is None else layout.restore(gelu_dropout(layout.memory(x), p))

@@ -13,7 +13,7 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
-from compressm.ops import Form
+from compressm.ops import Form, pointwise
 
 
 class Layout(Enum):
@@ -66,7 +66,4 @@ class SequenceLinear(nn.Linear):
 
 def linear(memory: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
     """W x + w for x given and returned with its dimensions in the order of `layout`."""
-    if not layout.channels_first:
-        return nn.functional.linear(memory, weight, bias)
-    product = torch.addmm(bias[:, None], weight, memory.flatten(1))
-    return product.view(weight.shape[0], *memory.shape[1:])
+    return pointwise.linear(memory, weight, bias, layout.channels_first)

@@ -35,15 +35,22 @@ def diagonal_chunked(
     order, compiled = nu.shape[0], usable(u.device, u.dtype)
     side = 0 if compiled else 1  # [re (N) | im (N)] in a row of states, or pairs re, im
     b = torch.stack([b_re, b_im], dim=side).reshape(2 * order, u.shape[2])
-    c = torch.stack([c_re, -c_im], dim=1 + side).reshape(c_re.shape[0], 2 * order)
-    y: Tensor = _Chunked.apply(nu, theta, b, c, u, compiled)
+    y: Tensor = _Chunked.apply(nu, theta, b, c_re, c_im, u, compiled)
     return y
+
+
+def _readout(c_re: Tensor, c_im: Tensor, compiled: bool) -> Tensor:
+    """The real matrix (H_out, 2 N) of y = Re(C x) for a row of states."""
+    return torch.stack([c_re, -c_im], dim=1 if compiled else 2).reshape(c_re.shape[0], 2 * c_re.shape[1])
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, nu: Tensor, theta: Tensor, b: Tensor, c: Tensor, u: Tensor, compiled: bool) -> Tensor:
+    def forward(
+        ctx: Any, nu: Tensor, theta: Tensor, b: Tensor, c_re: Tensor, c_im: Tensor, u: Tensor, compiled: bool
+    ) -> Tensor:
         batch, length, inputs = u.shape
+        c = _readout(c_re, c_im, compiled)
         block = block_length(batch, nu.shape[0], length, u.element_size())
         u = u.transpose(0, 1).reshape(length * batch, inputs)  # time first: one block's rows lie together
         recurrence = _recurrence(nu, theta, batch, block, u.dtype, compiled)
@@ -58,14 +65,15 @@ class _Chunked(torch.autograd.Function):
             torch.mm(x, c.mT, out=y_part)
             if nu.shape[0] <= inputs:
                 kept.append(x)
-        ctx.save_for_backward(nu, theta, b, c, u, torch.stack(starts), *kept)
+        ctx.save_for_backward(nu, theta, b, c_re, c_im, u, torch.stack(starts), *kept)
         ctx.block, ctx.compiled = block, compiled
         return y.view(length, batch, c.shape[0]).transpose(0, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        nu, theta, b, c, u, starts, *kept = ctx.saved_tensors
+        nu, theta, b, c_re, c_im, u, starts, *kept = ctx.saved_tensors
+        c = _readout(c_re, c_im, ctx.compiled)
         batch, length, outputs = grad.shape
         block: int = ctx.block
         grad = grad.transpose(0, 1).reshape(length * batch, outputs)
@@ -87,7 +95,8 @@ class _Chunked(torch.autograd.Function):
             torch.mm(g, b, out=u_part)
         grad_nu, grad_theta = recurrence.gradient()
         grad_u = grad_u.view(length, batch, u.shape[1]).transpose(0, 1)
-        return grad_nu.to(nu.dtype), grad_theta.to(theta.dtype), grad_b, grad_c, grad_u, None
+        re, im = grad_c.view(outputs, 2, -1).unbind(1) if ctx.compiled else grad_c.view(outputs, -1, 2).unbind(2)
+        return grad_nu.to(nu.dtype), grad_theta.to(theta.dtype), grad_b, re, im.neg(), grad_u, None
 
 
 def _recurrence(nu: Tensor, theta: Tensor, batch: int, block: int, dtype: torch.dtype, compiled: bool) -> Recurrence:

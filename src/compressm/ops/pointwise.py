@@ -41,6 +41,21 @@ def gelu_dropout(x: Tensor, p: float) -> Tensor:
     return y
 
 
+def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor, p: float, channels_first: bool) -> Tensor:
+    """`linear` of gelu_dropout(x, p), which is not stored for the backward pass but computed anew with its gradient."""
+    if not (_usable(x) and weight.dtype == bias.dtype == x.dtype):
+        return linear(gelu_dropout(x, p), weight, bias, channels_first)
+    y: Tensor = _GeluLinear.apply(x, weight, bias, _draw(p), channels_first)
+    return y
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, channels_first: bool) -> Tensor:
+    """W x + w along the first or the last dimension of x."""
+    if not channels_first:
+        return functional.linear(x, weight, bias)
+    return torch.addmm(bias[:, None], weight, x.flatten(1)).view(weight.shape[0], *x.shape[1:])
+
+
 def gate_dropout(both: Tensor, skip: Tensor, p: float, channels_first: bool) -> Tensor:
     """skip + dropout(v * sigmoid(s)), (v, s) the halves of `both` along its first or its last dimension."""
     if not (_usable(both) and _usable(skip)):
@@ -93,7 +108,32 @@ class _GeluDropout(torch.autograd.Function):
         from compressm.ops.kernels import activation
 
         (x,) = ctx.saved_tensors
-        return activation.gelu_gradient(grad.contiguous(), x, ctx.draw), None
+        return activation.gelu_gradient(grad.contiguous(), x, ctx.draw)[0], None
+
+
+class _GeluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, draw: tuple[int, int, int], channels_first: bool
+    ) -> Tensor:
+        from compressm.ops.kernels import activation
+
+        ctx.save_for_backward(x, weight)
+        ctx.draw, ctx.channels_first = draw, channels_first
+        return linear(activation.gelu(x, draw), weight, bias, channels_first)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        from compressm.ops.kernels import activation
+
+        x, weight = ctx.saved_tensors
+        first: bool = ctx.channels_first
+        rows = grad.flatten(1) if first else grad.flatten(0, -2)
+        inner = (weight.mT @ rows if first else rows @ weight).view(x.shape)
+        grad_x, y = activation.gelu_gradient(inner, x, ctx.draw, out=inner)
+        grad_weight = rows @ y.flatten(1).mT if first else rows.mT @ y.flatten(0, -2)
+        return grad_x, grad_weight, rows.sum(1 if first else 0), None, None
 
 
 class _GateDropout(torch.autograd.Function):

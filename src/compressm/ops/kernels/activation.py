@@ -27,11 +27,11 @@ def gelu(x: Tensor, draw: Draw) -> Tensor:
     return y
 
 
-def gelu_gradient(grad: Tensor, x: Tensor, draw: Draw) -> Tensor:
-    """The gradient of x from that of `gelu`."""
-    out = torch.empty_like(x)
-    _gelu_gradient(_parts(x), grad, x, out, x.numel(), *draw)
-    return out
+def gelu_gradient(grad: Tensor, x: Tensor, draw: Draw, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The gradient of x from that of `gelu`, in `out` (`grad` itself, say) if given; and the output of `gelu` anew."""
+    out, y = torch.empty_like(x) if out is None else out, torch.empty_like(x)
+    _gelu_gradient(_parts(x), grad, x, out, y, x.numel(), *draw)
+    return out, y
 
 
 def gate(both: Tensor, skip: Tensor, rows: Rows, draw: Draw) -> Tensor:
@@ -69,8 +69,11 @@ def _gelu(a: Any) -> None:
 
 @Kernel
 def _gelu_gradient(a: Any) -> None:
-    """g_x = dropout(g) (Phi(x) + x phi(x)). Arguments: g, x, g_x, size, key, salt, dropped of 2^16."""
-    size, key, salt, dropped = a[5], a[6], a[7], a[8]
+    """g_x = dropout(g) (Phi(x) + x phi(x)), y = dropout(x Phi(x)).
+
+    Arguments: g, x, g_x, y, size, key, salt, dropped of 2^16.
+    """
+    size, key, salt, dropped = a[6], a[7], a[8], a[9]
     scale = spread(65536.0 / (65536.0 - dropped))
     while True:
         part = next_part(a)
@@ -79,8 +82,10 @@ def _gelu_gradient(a: Any) -> None:
         for i in range(part * _PART, min(size, (part + 1) * _PART), LANES):
             x = load_first(a[3], i, size - i)
             phi, bell = normal(x)
-            g = load_first(a[2], i, size - i) * kept(i, key, salt, dropped, scale)
+            keep = kept(i, key, salt, dropped, scale)
+            g = load_first(a[2], i, size - i) * keep
             store_first(a[4], i, g * (phi + x * bell), size - i)
+            store_first(a[5], i, x * phi * keep, size - i)
 
 
 @Kernel
