@@ -4,13 +4,14 @@
     python benchmarks/layer_forms.py --smoke      # tiny shapes, a few seconds
 
 The loop is plain torch under autograd: the discrete system once from the parameters, then one step after the other.
-A kind without such a loop of its own here runs its `step` instead. Calls of both alternate, so that a busy machine
+A layer without a system of its own runs its `step` instead. Calls of both alternate, so that a busy machine
 slows both; the first call of each is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -21,7 +22,7 @@ import torch
 from _report import RESULTS, table, write
 from torch import Tensor
 
-from compressm.layers import DSS, FAMILIES, LSSL, S4, S4D, DenseSystem, DiagonalSystem, LayerKind, SequenceLayer
+from compressm.layers import FAMILIES, DenseBank, DenseSystem, DiagonalBank, DiagonalSystem, LayerKind, SequenceLayer
 from compressm.ops import bank_reference, dense_reference, diagonal_reference
 
 SHAPE, SMOKE_SHAPE = (16, 512, 32, 32), (2, 24, 3, 4)  # batch, L, H, N
@@ -29,20 +30,16 @@ SHAPE, SMOKE_SHAPE = (16, 512, 32, 32), (2, 24, 3, 4)  # batch, L, H, N
 
 def plain(layer: SequenceLayer, u: Tensor) -> Tensor:
     """The layer's output by a plain loop over time."""
-    match layer:
-        case S4D() | DSS():
-            return bank_reference(*layer._system(), u) + layer.D * u
-        case S4():
-            a, b, c = (t.to(torch.complex64) for t in layer.sampled())
-            return dense_bank_loop(a, b, c, u).real + layer.D * u
-        case LSSL():
-            a, b = (t.to(u.dtype) for t in layer.sampled())
-            return dense_bank_loop(a, b, layer.C, u) + layer.D * u
     match layer.system():
         case DiagonalSystem(nu, theta, b_re, b_im, c_re, c_im, d):
             return diagonal_reference(nu, theta, b_re, b_im, c_re, c_im, u) + d * u
         case DenseSystem(a, b, c, d):
             return dense_reference(a, b, c, u) + u @ d.mT
+        case DiagonalBank(nu, theta, w_re, w_im, d):
+            return bank_reference(nu, theta, w_re, w_im, u) + d * u
+        case DenseBank(a, b, c, d):
+            dtype = u.dtype.to_complex() if a.is_complex() else u.dtype
+            return dense_bank_loop(a.to(dtype), b.to(dtype), c.to(dtype), u).real + d * u
     state, outputs = layer.initial_state(len(u)), []
     for k in range(u.shape[1]):
         y, state = layer.step(u[:, k], state)
@@ -76,15 +73,23 @@ def race(layer: SequenceLayer, u: Tensor, rounds: int) -> tuple[float, float]:
 def rows(shape: tuple[int, int, int, int], rounds: int) -> list[dict[str, object]]:
     batch, length, width, order = shape
     measured: list[dict[str, object]] = []
-    for kind in LayerKind:
+    lru = math.nan
+    for kind in sorted(LayerKind, key=lambda kind: kind is not LayerKind.LRU):  # the others are compared with it
         torch.manual_seed(0)
         layer, u = FAMILIES[kind].layer(width, order).train(), torch.randn(batch, length, width)
         with torch.no_grad():
             wanted, found = plain(layer, u), layer(u)
         assert torch.allclose(found, wanted, atol=1e-3 * float(wanted.abs().max())), kind
         form, loop = race(layer, u, rounds)
+        lru = form if kind is LayerKind.LRU else lru
         measured.append(
-            {"layer": kind.value, "sequence form ms": form, "plain loop ms": loop, "loop / form": loop / form}
+            {
+                "layer": kind.value,
+                "sequence form ms": form,
+                "plain loop ms": loop,
+                "loop / form": loop / form,
+                "form / LRU's form": form / lru,
+            }
         )
         print(table(measured[-1:]).splitlines()[-1], flush=True)
     return measured
