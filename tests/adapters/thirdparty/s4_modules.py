@@ -209,7 +209,8 @@ class Convolution(nn.Module):
         kernel, _ = self.kernel(L=x.shape[-1], rate=rate, state=state)
         if self.bidirectional:
             forwards, backwards = kernel.chunk(2)
-            y = convolved(x, self.drop_kernel(forwards)) + convolved(x.flip(-1), backwards).flip(-1)
+            later = F.pad(convolved(x.flip(-1), backwards), (1, 0))[..., :-1].flip(-1)  # from the next step on
+            y = convolved(x, self.drop_kernel(forwards)) + later
         else:
             y = convolved(x, self.drop_kernel(kernel))
         y = y + torch.einsum("bhl,ch->bchl", x, self.D)

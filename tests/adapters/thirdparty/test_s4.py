@@ -33,14 +33,19 @@ KERNELS: list[dict[str, Any]] = [
     {"channels": 2, "swap_channels": True, "transposed": False, "real_transform": "relu"},
     {"dt_tie": False, "real_transform": "softplus", "dt_transform": "softplus"},
     {"dt_tie": False, "disc": "bilinear", "dropout": 0.5, "drop_kernel": 0.5},
-    {"dt_fast": True, "dt_transform": "softplus"},
+    {"dt_fast": True, "dt_transform": "softplus", "bidirectional": True},
+    {"bidirectional": True, "channels": 2, "drop_kernel": 0.5},
 ]
-TIED: list[dict[str, Any]] = [{"n_ssm": 2}, {"n_ssm": 1, "channels": 2, "dt_tie": False, "disc": "bilinear"}]
+TIED: list[dict[str, Any]] = [
+    {"n_ssm": 2, "bidirectional": True},
+    {"n_ssm": 1, "channels": 2, "dt_tie": False, "disc": "bilinear"},
+]
 LOW_RANK: list[dict[str, Any]] = [
     {"seen": 0},
     {"seen": 31},
     {"seen": 32, "rank": 2, "dt_tie": False},
     {"seen": 24, "l_max": 40, "channels": 2},
+    {"seen": 0, "bidirectional": True},
 ]
 
 
@@ -128,7 +133,6 @@ class TestKernels:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"bidirectional": True}, "bidirectional=True cannot be cut: half of its kernel runs backwards"),
             ({"disc": "dss"}, "disc='dss', known are 'zoh' and 'bilinear'"),
             ({"bandlimit": 0.5}, "bandlimit=0.5 cannot be cut: it masks states"),
             ({"imag_transform": "exp"}, "imag_transform='exp' cannot be cut: a real pole"),
@@ -165,6 +169,23 @@ class TestKernels:
         gradient = capture.gradients[0][0].unflatten(-1, (4, 2))  # y = ... + D u for each channel and output
         assert torch.allclose(torch.einsum("blhp,blh->ph", gradient, u), layer.D.grad, rtol=1e-4, atol=1e-4)
         assert not layer.drop._forward_pre_hooks
+
+    def test_captures_are_those_of_both_directions(self, convolution) -> None:
+        """From captured inputs and gradients, the gradients of both halves of C and of D."""
+        layer = make(convolution, bidirectional=True, channels=2).double()
+        u = torch.randn(3, 10, 4).double()
+        with Calibration(layer) as calibration:
+            layer(u.mT)[0].square().sum().backward()
+        capture, system = calibration.capture(""), find_adapter(layer).read(layer)
+        inputs, gradients = capture.inputs[0][0], capture.gradients[0][0].double().unflatten(-1, (4, 4))
+        states, x = [], torch.zeros(6, 4, system.order, dtype=torch.complex128)
+        for step in inputs.unbind(1):
+            x = x * system.a + step[..., None] * system.b[..., 0]
+            states.append(x)
+        found = 2 * torch.einsum("blhp,blhn->phn", gradients.to(x.dtype), torch.stack(states, 1).conj())
+        assert torch.allclose(torch.view_as_real(found), layer.kernel.C.grad, rtol=1e-4, atol=1e-4)
+        of_d = torch.einsum("blhp,blh->ph", gradients[..., :2], inputs)
+        assert torch.allclose(of_d, layer.D.grad, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("call", [{"rate": 2.0}, {"state": torch.zeros(1)}])
     def test_a_pass_of_another_system_is_refused(self, convolution, call) -> None:

@@ -64,7 +64,8 @@ def build(request: pytest.FixtureRequest) -> Callable[[], nn.Module]:
         return lambda: Sequences(s5.S5(3, 8, dt_min=0.01, dt_max=0.3).seq, alone=True)
     if name == "short_s4d":
         return lambda: Sequences(get("short_s4d")(3, 16, transposed=False))
-    options = {"shared poles": {"n_ssm": 1}, "low rank": {"low_rank": True}}.get(name, {})
+    named = {"both ways": {"bidirectional": True}, "shared poles": {"n_ssm": 1}, "low rank": {"low_rank": True}}
+    options = named.get(name, {})
     return lambda: Sequences(get("convolution")(3, 16, transposed=False, **options))
 
 

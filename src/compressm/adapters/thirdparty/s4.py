@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,7 @@ from compressm.adapters.holding import double, held
 from compressm.adapters.poles import continuous_poles, log_poles, nearest_poles
 from compressm.adapters.registry import register_signature
 from compressm.adapters.selecting import select_update
+from compressm.adapters.tapping import Tapped
 from compressm.adapters.thirdparty.convolutions import evaluated, facing, system_input
 from compressm.adapters.thirdparty.transforms import Transform
 from compressm.adapters.update import LayerUpdate, Reset
@@ -43,6 +45,10 @@ class KernelAdapter(StateSpaceAdapter):
     The step is one for each channel or one for each state. A kernel with p outputs gives each channel p outputs. The
     convolution with D u added goes into the submodule `drop` as `(batch, p H, L)`; gradients are captured there.
 
+    With `bidirectional` the second half of the kernel's outputs runs backwards in time, from the next step on, and is
+    added to the first. It is read as further outputs; what is balanced and reported on is that system, and the layer's
+    own H-infinity error is at most twice the reported one. Each captured sequence counts twice, as it is and reversed.
+
     What `setup_step` leaves for stepping is not changed: call it again after a cut, as after any change of weights.
     """
 
@@ -54,18 +60,43 @@ class KernelAdapter(StateSpaceAdapter):
         self, layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> tuple[Tensor, Tensor | None]:
         """The first argument; AdapterError for a call with a state or a rate other than 1."""
-        return system_input(layer, args, kwargs), None
+        u = system_input(layer, args, kwargs)
+        return (torch.cat([u, u.flip(1)]) if is_bidirectional(layer) else u), None
 
     def arranged(self, layer: nn.Module, value: Tensor) -> Tensor:
-        """`(batch, L, H p)`: what is stored as (p, H) or, with `swap_channels`, (H, p) channels, channel by channel."""
-        if not vars(layer).get("swap_channels", False):
-            value = value.unflatten(1, (double(layer, "D").shape[0], -1)).transpose(1, 2).flatten(1, 2)
-        return value.mT
+        """`(batch, L, H p)`; with `bidirectional` `(2 batch, L, H 2 p)`, first for what runs forwards."""
+        value = self._by_channel(layer, value)
+        if not is_bidirectional(layer):
+            return value
+        value = value.unflatten(-1, (held(layer, "D").shape[1], -1))
+        later = nn.functional.pad(value.flip(1)[:, 1:], (0, 0, 0, 0, 0, 1))
+        forwards, backwards = torch.cat([value, torch.zeros_like(value)], -1), torch.cat([0 * later, later], -1)
+        return torch.cat([forwards, backwards]).flatten(-2)
 
     def response(self, layer: nn.Module, u: Tensor) -> Tensor:
-        """What goes into `drop`, without dropout of the kernel."""
+        """What goes into `drop`, without dropout of the kernel; with `bidirectional` each half for itself."""
         with evaluated(layer):
-            return super().response(layer, facing(layer, u))
+            if not is_bidirectional(layer):
+                return self.passed(layer, u)
+            with _half(layer, 0):
+                forwards = self.passed(layer, u)
+            with _half(layer, 1):
+                u = nn.functional.pad(u, (0, 0, 0, 1)).flip(1)
+                backwards = self.passed(layer, u).flip(1)[:, 1:]
+            both = [y.unflatten(-1, (held(layer, "D").shape[1], -1)) for y in (forwards, backwards)]
+            return torch.cat(both, -1).flatten(-2)
+
+    def passed(self, layer: nn.Module, u: Tensor) -> Tensor:
+        """What goes into `drop` for an input `(batch, L, H)`, as `(batch, L, H p)`."""
+        with Tapped(self.tap(layer), layer) as tapped:
+            type(layer).forward(layer, facing(layer, u))
+            return self._by_channel(layer, tapped.take())
+
+    def _by_channel(self, layer: nn.Module, value: Tensor) -> Tensor:
+        """What is (p, H) or, with `swap_channels`, (H, p) channels, as `(batch, L, H p)`."""
+        if not vars(layer).get("swap_channels", False):
+            value = value.unflatten(1, (held(layer, "D").shape[0], -1)).transpose(1, 2).flatten(1, 2)
+        return value.mT
 
     def prepare(self, layer: nn.Module, order: int) -> Mapping[str, object]:
         """The number of stored states, where the kernel keeps it."""
@@ -151,18 +182,18 @@ def rule_of(layer: nn.Module) -> Sampling:
 
 
 def options_of(layer: nn.Module) -> Mapping[str, object]:
-    """The attributes of the kernel; AdapterError for those of the layer or the kernel that cannot be cut."""
+    """The attributes of the kernel; AdapterError for options with which it cannot be cut."""
     name, options = type(layer).__name__, vars(layer.get_submodule("kernel"))
-    for owner, option, plain, reason in (
-        (vars(layer), "bidirectional", False, "half of its kernel runs backwards in time; use two layers"),
-        (options, "bandlimit", None, "it masks states by their frequency, also those that a cut would make"),
-        (options, "imag_transform", "none", "a real pole has no place under it"),
-        (options, "is_real", False, "it stores real poles only"),
+    for option, plain, reason in (
+        ("bandlimit", None, "it masks states by their frequency, also those that a cut would make"),
+        ("imag_transform", "none", "a real pole has no place under it"),
+        ("is_real", False, "it stores real poles only"),
+        ("force_real", False, "it uses the real part of its poles only"),
     ):
-        if owner.get(option, plain) != plain:
+        if options.get(option, plain) != plain:
             raise AdapterError(
-                f"{name} with {option}={owner[option]!r} cannot be cut: {reason}. Build it with {option}={plain!r}, or "
-                f"leave it alone with adapters={{{name}: None}}."
+                f"{name} with {option}={options[option]!r} cannot be cut: {reason}. Build it with {option}={plain!r}, "
+                f"or leave it alone with adapters={{{name}: None}}."
             )
     return options
 
@@ -176,8 +207,31 @@ def read_diagonal(layer: nn.Module, rule: Sampling) -> StateSpace:
 
 
 def feedthrough(layer: nn.Module) -> Tensor:
-    """D as (H, p, 1)."""
-    return double(layer, "D").mT.unsqueeze(-1)
+    """D as (H, p, 1); with `bidirectional` of the outputs that run forwards."""
+    d = double(layer, "D").mT.unsqueeze(-1)
+    return torch.cat([d, torch.zeros_like(d)], 1) if is_bidirectional(layer) else d
+
+
+def is_bidirectional(layer: nn.Module) -> bool:
+    """Whether half of the kernel's outputs run backwards."""
+    return bool(vars(layer).get("bidirectional", False))
+
+
+@contextmanager
+def _half(layer: nn.Module, half: int) -> Iterator[None]:
+    """With one half of the kernel's outputs alone, and D only with the first; as it was afterwards."""
+    kernel = layer.get_submodule("kernel")
+    table: dict[str, Tensor | None] = kernel._parameters if "C" in kernel._parameters else kernel._buffers  # pyright: ignore[reportAssignmentType]
+    own: dict[str, Tensor | None] = layer._parameters  # pyright: ignore[reportAssignmentType]
+    c, d = table["C"], own["D"]
+    if c is None or d is None:
+        raise AdapterError(f"{type(layer).__name__} has lost kernel.C or D.")
+    keep = torch.arange(len(c), device=c.device) // (len(c) // 2) == half
+    table["C"], own["D"] = c * keep[:, None, None, None], d * (1 - half)
+    try:
+        yield
+    finally:
+        table["C"], own["D"] = c, d
 
 
 def continuous_of(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:

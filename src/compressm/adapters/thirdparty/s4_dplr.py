@@ -78,10 +78,10 @@ class S4LowRankAdapter(KernelAdapter):
         """The number of stored states; the order read is twice that until the first cut."""
         return super().prepare(layer, min(order, held(layer, "kernel.C").shape[-2]))
 
-    def response(self, layer: nn.Module, u: Tensor) -> Tensor:
+    def passed(self, layer: nn.Module, u: Tensor) -> Tensor:
         """What goes into `drop`; the kernel does not keep C for a new length."""
         with _untouched(layer.get_submodule("kernel")):
-            return super().response(layer, u)
+            return super().passed(layer, u)
 
     def write(self, layer: nn.Module, reduction: Reduction) -> LayerUpdate:
         """The parameters of the reduced systems, in diagonal form."""
