@@ -151,6 +151,13 @@ def test_a_damaged_checkpoint_is_one_clear_message(command: Command, finished: P
         (["analyze", "x", "--preset", "papr"], "Did you mean 'paper'?"),
         (["analyze", "missing"], "neither a checkpoint"),
         (["analyze", "x", "--tolerances", "a"], "--tolerances is 'a'"),
+        (["analyze", "x", "--tolerances", "0.1,1"], "--tolerances is 1; wanted at least 0 and less than 1"),
+        (["compress", "x", "--discard", "nan"], "--discard is nan; wanted at least 0 and less than 1"),
+        (["train", "digits", "--data", "my.npz"], "The data are 'digits' and also my.npz; give one"),
+        (["train", "digits", "--set", "data.dataset=fsdd"], "The data are 'digits' and also fsdd; give one"),
+        (["train", "--seed", str(2**63)], "training.seed is 9223372036854775808; wanted 0 to 4611686018427387904"),
+        (["train", "--threads", "100000"], "training.threads is 100000; wanted 1 to 1024"),
+        (["bench", "--threads", "100000"], "--threads is 100000; wanted 1 to 1024"),
         (["compress", "missing", "--discard", "0.1"], "neither a checkpoint"),
     ],
 )

@@ -43,7 +43,7 @@ def test_defaults_survive_a_round_trip_through_yaml() -> None:
         ("training.lr=.nan", "training.lr is nan; wanted a finite number"),
         ("training.lr=-1", "training.lr is -1.0; wanted a finite number of 0 or more"),
         ("training.steps=0", "training.steps is 0; wanted 1 or more"),
-        ("training.seed=-1", "training.seed is -1; wanted 0 or more"),
+        ("training.seed=-1", "training.seed is -1; wanted 0 to"),
         ("model.bidirectional=1", "model.bidirectional is 1; wanted true or false"),
         ("model.layer=lur", "model.layer is 'lur'; wanted one of lru, dense, "),
         ("model.layer=lur", ". Did you mean 'lru'?"),
@@ -117,6 +117,14 @@ def test_every_data_set_has_a_sound_recipe() -> None:
 def test_own_arrays_take_no_data_sets_recipe() -> None:
     config = resolve(None, None, nest({"data.path": "my.npz"}), {})
     assert config.model == RunConfig().model
+
+
+def test_a_named_data_set_wins_over_a_path_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data:\n  path: my.npz\n  split_seed: 3\n")
+    data = resolve("fsdd", file, {}, {}).data
+    assert (data.dataset, data.path, data.split_seed) == ("fsdd", None, 3)
+    assert resolve(None, file, {}, {}).data.path == "my.npz"
 
 
 def test_every_flag_names_a_setting() -> None:

@@ -29,10 +29,19 @@ def analyze(
     from compressm.cli.report.show import print_table
     from compressm.cli.report.spectra_picture import draw_spectra
     from compressm.cli.stored import open_stored
-    from compressm.cli.stored_analysis import calibrate, named_preset, needs_data, outlooks, without_data
+    from compressm.cli.stored_analysis import (
+        calibrate,
+        named_preset,
+        needs_data,
+        outlooks,
+        require_fraction,
+        without_data,
+    )
 
     terminal = Terminal(quiet)
     fractions: tuple[float, ...] = convert(tuple[float, ...], tolerances, "--tolerances")  # type: ignore[assignment]
+    for fraction in fractions:
+        require_fraction("--tolerances", fraction)
     chosen = without_data(named_preset(preset)) if white else named_preset(preset)
     stored = open_stored(checkpoint, terminal)
     calibration = None

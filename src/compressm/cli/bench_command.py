@@ -33,6 +33,7 @@ def bench(
     import torch
 
     from compressm.cli.arithmetic import read_cost_table
+    from compressm.cli.config import require_threads
     from compressm.cli.console import Terminal
     from compressm.cli.report.bench import TYPICAL, bench_tables
     from compressm.cli.report.show import print_table
@@ -47,6 +48,7 @@ def bench(
     if write is not None and not _writable(write):
         raise ConfigError(f"--write {write} cannot be written; give a file in a folder that exists and may be written.")
     if threads is not None:
+        require_threads("--threads", threads)
         torch.set_num_threads(threads)
     keep_freed_memory()
     use_cost_table(read_cost_table(cost_table, "Give another --cost-table, or none for the table that is shipped."))

@@ -35,12 +35,14 @@ def compress(
     from compressm.cli.report.after_cut import after_cut_tables
     from compressm.cli.report.show import print_table
     from compressm.cli.stored import evaluate_stored, open_stored
-    from compressm.cli.stored_analysis import calibrate, named_preset, needs_data, without_data
+    from compressm.cli.stored_analysis import calibrate, named_preset, needs_data, require_fraction, without_data
     from compressm.compress import compress_
     from compressm.reduction.criteria import FixedOrder
 
     if (discard is None) == (order is None):
         raise ConfigError("Give either --discard (such as 0.05) or --order (such as 16).")
+    if discard is not None:
+        require_fraction("--discard", discard)
     chosen = without_data(named_preset(preset)) if white else named_preset(preset)
     settings = chosen.discarding(discard) if discard is not None else chosen.settings
     if order is not None:

@@ -116,17 +116,17 @@ class TrainingConfig:
             ("steps", 1),
             ("batch_size", 2),
             ("warmup", 0),
-            ("seed", 0),
             ("eval_every", 1),
             ("log_every", 1),
         ):
             _at_least(f"training.{name}", getattr(self, name), least)
+        _at_least("training.seed", self.seed, 0, most=2**62)  # PyTorch's generators take 64 bits, with a sign
         for name in ("lr", "final_lr", "weight_decay", "ssm_lr_factor"):
             value = getattr(self, name)
             if not (isfinite(value) and value >= 0):
                 raise ConfigError(f"training.{name} is {value}; wanted a finite number of 0 or more.")
         if self.threads is not None:
-            _at_least("training.threads", self.threads, 1)
+            require_threads("training.threads", self.threads)
         if self.growing_batch is not None:
             _at_least("training.growing_batch", self.growing_batch, self.batch_size)
         elif self.growing_rate is not RateRule.NONE:
@@ -234,6 +234,12 @@ class RunConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name} is {value}; wanted {least} or more.")
+def require_threads(name: str, value: int) -> None:
+    """Raise ConfigError for a number of threads that no machine has; PyTorch would end the process."""
+    _at_least(name, value, 1, most=1024)
+
+
+def _at_least(name: str, value: int, least: int, most: int | None = None) -> None:
+    if value < least or (most is not None and value > most):
+        limit = "or more" if most is None else f"to {most}"
+        raise ConfigError(f"{name} is {value}; wanted {least} {limit}.")

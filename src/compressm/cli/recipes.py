@@ -55,17 +55,30 @@ def recipe_of(dataset: str) -> Tree:
 def resolve(dataset: str | None, file: Path | None, flags: Tree, assignments: Tree) -> RunConfig:
     """The configuration from, in rising priority: defaults, the data set's recipe, the YAML file, flags, `--set`.
 
+    A data set that is named also wins over a path to the user's own arrays in the file.
+
     Raises:
-        ConfigError: a key or value is wrong, or the file cannot be read.
+        ConfigError: a key or value is wrong, the file cannot be read, or flags name other data beside `dataset`.
     """
-    user = merge(read_yaml(file) if file is not None else {}, flags, assignments)
+    user = merge(flags, assignments)
     if dataset is not None:
-        user = merge(user, {"data": {"dataset": dataset}})
-    group = user.get("data")
-    named = group if isinstance(group, dict) else {}
+        other = {
+            name: value for name, value in _data(user).items() if name in ("dataset", "path") and value is not None
+        }
+        if other not in ({}, {"dataset": dataset}):
+            raise ConfigError(f"The data are {dataset!r} and also {' and '.join(map(str, other.values()))}; give one.")
+        user = merge(user, {"data": {"dataset": dataset, "path": None}})
+    user = merge(read_yaml(file) if file is not None else {}, user)
+    named = _data(user)
     name = named.get("dataset", RunConfig().data.dataset)
     recipe = {} if named.get("path") is not None else recipe_of(str(name))
     return build(RunConfig, merge(recipe, user))
+
+
+def _data(tree: Tree) -> Tree:
+    """The group of the data; empty where it is no group, which `build` will tell."""
+    group = tree.get("data")
+    return group if isinstance(group, dict) else {}
 
 
 def read_yaml(path: Path) -> Tree:

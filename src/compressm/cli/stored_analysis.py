@@ -57,6 +57,12 @@ def named_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
+def require_fraction(option: str, value: float) -> None:
+    """Raise ConfigError unless an option's value is a fraction that may be discarded."""
+    if not 0 <= value < 1:
+        raise ConfigError(f"{option} is {value:g}; wanted at least 0 and less than 1.")
+
+
 def without_data(chosen: Preset) -> Preset:
     """The preset with the classical Gramians, which need no data."""
     white = GramianSource.WHITE
