@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -99,10 +100,20 @@ def test_without_files_they_are_downloaded_into_the_cache_once(small, monkeypatc
     assert sorted(p.name for p in (tmp_path / "cache" / "compressm" / "mnist").iterdir()) == sorted(small)
 
 
-def test_without_files_and_mirrors_the_message_says_where_to_put_them(small, monkeypatch) -> None:
+@pytest.mark.parametrize("place", ["cache", "named"])
+def test_without_files_and_mirrors_the_message_says_where_to_put_them(
+    small, monkeypatch, tmp_path: Path, place: str
+) -> None:
     monkeypatch.setattr(mnist, "MIRRORS", ("http://127.0.0.1:9/closed",))
-    with pytest.raises(DataError, match="COMPRESSM_DATA"):
+    with pytest.raises(DataError, match=r"into (\S+) yourself, or into (mnist)/ of .* COMPRESSM_DATA") as caught:
         load_smnist()
+    said = re.search(r"into (\S+) yourself, or into (\w+)/", str(caught.value))
+    monkeypatch.setenv("COMPRESSM_DATA", str(tmp_path / "named"))
+    folder = Path(said[1]) if place == "cache" else tmp_path / "named" / said[2]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in small.items():
+        (folder / name).write_bytes(content)
+    assert _is_small(load_smnist())
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class Results:
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}. Complete the run with --resume.") from error
+            raise CheckpointError(f"{path} cannot be read: {error}. Measure again with --resume {folder}.") from error
 
     def write(self, folder: Path) -> None:
         """Write the file into the run folder, whole or not at all."""

@@ -67,7 +67,7 @@ def start(config: RunConfig, path: Path | None, terminal: Terminal, team: Team) 
     config = replace(settled(config), data=replace(config.data, path=absolute))
     arrange(config, table, terminal)
     dataset = _data(config, terminal, team)
-    _require_enough(dataset, config)
+    _require_enough(dataset)
     if min(config.training.batch_size, dataset.train.cases) < team.size:
         raise ConfigError(
             f"training.batch_size is {config.training.batch_size}: a batch has no case for each of the {team.size} "
@@ -233,11 +233,9 @@ def _load_newest(folder: RunFolder, saved: list[Path], parts: _Parts, terminal: 
     return extra
 
 
-def _require_enough(dataset: Dataset, config: RunConfig) -> None:
+def _require_enough(dataset: Dataset) -> None:
     if dataset.train.cases < 2:
         raise DataError(f"{dataset.name} has {dataset.train.cases} training cases; wanted at least 2.")
-    if config.compression.guard is not None and dataset.validation.cases < 1:
-        raise ConfigError("compression.guard needs a validation split.")
 
 
 def _board(folder: RunFolder, config: RunConfig, step: int, terminal: Terminal) -> SummaryWriter | None:

@@ -104,7 +104,8 @@ def download(
     tried = "\n  ".join(failures) or "(no mirror given)"
     raise DataError(
         f"{file.name} could not be downloaded:\n  {tried}\n"
-        f"Put the file (plain or .gz) into {folder} yourself, or into the folder that COMPRESSM_DATA names."
+        f"Put the file (plain or .gz) into {folder} yourself, or into {folder.name}/ of the folder that COMPRESSM_DATA "
+        "names."
     )
 
 
@@ -123,7 +124,10 @@ def read_checked(path: Path, file: RemoteFile) -> bytes:
     else:
         with path.open("rb") as stream:
             content = stream.read(file.size + 1)
-    verify(content, file, str(path))
+    try:
+        verify(content, file, str(path))
+    except DataError as error:
+        raise DataError(f"{error} Delete it or replace it.") from error
     return content
 
 
