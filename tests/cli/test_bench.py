@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Shape]:
 
 
 def test_a_table_is_fitted_to_the_times_that_were_shown(command: Command, tmp_path: Path, measured: list) -> None:
-    assert command("bench", "--write", tmp_path / "costs.json").code == 0
+    assert command("bench", "--write", tmp_path / "new" / "costs.json").code == 0
     assert len(measured) == len(TYPICAL)
-    assert json.loads((tmp_path / "costs.json").read_text()) == {"scale": {"chunked": pytest.approx(3)}}
+    assert json.loads((tmp_path / "new" / "costs.json").read_text()) == {"scale": {"chunked": pytest.approx(3)}}
 
 
 def test_a_table_is_fitted_to_all_sizes_where_one_was_shown(command: Command, tmp_path: Path, measured: list) -> None:
@@ -101,14 +102,14 @@ def test_a_table_is_fitted_to_all_sizes_where_one_was_shown(command: Command, tm
     assert len(measured) == len(TYPICAL) + 1
 
 
-@pytest.mark.parametrize("place", ["absent/costs.json", "", "file/costs.json"])
+@pytest.mark.parametrize("place", ["", "file/costs.json"])
 def test_a_place_that_cannot_be_written_shows_before_anything_is_measured(
     command: Command, tmp_path: Path, measured: list, place: str
 ) -> None:
     (tmp_path / "file").write_text("text")
     result = command("bench", "--write", tmp_path / place)
     assert result.code == 2
-    assert "give a file in a folder that exists" in " ".join(result.err.split())
+    assert re.search("is a folder; give a file in it|is no folder that may be written", " ".join(result.err.split()))
     assert not measured
 
 

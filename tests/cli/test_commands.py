@@ -82,6 +82,10 @@ def test_compress_writes_a_smaller_checkpoint_that_eval_reads(command: Command, 
     again = command("compress", finished, "--order", 3, "--out", target)
     assert again.code == 2
     assert "exists; choose another --out" in again.err
+    (tmp_path / "file").write_text("text")
+    nowhere = command("compress", finished, "--order", 3, "--out", tmp_path / "file" / "small")
+    assert nowhere.code == 2
+    assert f"{tmp_path / 'file'} is no folder that may be written" in nowhere.err
 
 
 def test_compress_by_default_writes_beside_the_run(command: Command, finished: Path) -> None:
@@ -157,6 +161,13 @@ def test_a_damaged_checkpoint_is_one_clear_message(command: Command, finished: P
         (["train", "digits", "--set", "data.dataset=fsdd"], "The data are 'digits' and also fsdd; give one"),
         (["train", "--seed", str(2**63)], "training.seed is 9223372036854775808; wanted 0 to 4611686018427387904"),
         (["train", "--threads", "100000"], "training.threads is 100000; wanted 1 to 1024"),
+        (
+            ["analyze", "x", "--picture", "a.xyz"],
+            "--picture is a.xyz; wanted a file whose name ends in .png, .pdf, .svg",
+        ),
+        (["analyze", "x", "--picture", "."], "--picture is .; wanted a file"),
+        (["analyze", "x", "--picture", "/dev/null/a.png"], "--picture /dev/null/a.png cannot be made: /dev/null is no"),
+        (["bench", "--batch", "1", "--length", "5", "--width", "2", "--order", str(10**16)], "not enough memory"),
         (["bench", "--threads", "100000"], "--threads is 100000; wanted 1 to 1024"),
         (["compress", "missing", "--discard", "0.1"], "neither a checkpoint"),
     ],

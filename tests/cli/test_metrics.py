@@ -93,6 +93,13 @@ def test_a_damaged_note_is_an_error_with_its_path(tmp_path: Path, text: str) -> 
         folder.note()
 
 
+def test_a_damaged_configuration_is_an_error_with_its_path(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", RunConfig(), NOTE)
+    folder.config_file.write_text("model: {order: x}")
+    with pytest.raises(ConfigError, match=r"config\.yaml: model\.order is 'x'"):
+        folder.config()
+
+
 def test_a_note_of_an_older_run_has_no_table(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"data": "x", "torch": "2"}')
     assert RunNote.read(tmp_path).table == CostTable()

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from compressm.errors import ConfigError
+
 
 def analyze(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run folder (its newest checkpoint).")],
@@ -22,12 +24,14 @@ def analyze(
 ) -> int:
     """Show the Hankel singular values of a model, and the orders that each tolerance would give."""
     from compressm.cli.console import Terminal
+    from compressm.cli.folder import require_place
     from compressm.cli.loading import load_data_of
     from compressm.cli.parsing import convert
     from compressm.cli.recorder import count
     from compressm.cli.report.outlook import outlook_tables, spectrum_lines
     from compressm.cli.report.show import print_table
     from compressm.cli.report.spectra_picture import draw_spectra
+    from compressm.cli.report.style import FORMATS
     from compressm.cli.stored import open_stored
     from compressm.cli.stored_analysis import (
         calibrate,
@@ -43,6 +47,10 @@ def analyze(
     for fraction in fractions:
         require_fraction("--tolerances", fraction)
     chosen = without_data(named_preset(preset)) if white else named_preset(preset)
+    if picture is not None:
+        require_place("--picture", picture)
+        if picture.suffix.lower() not in FORMATS or picture.is_dir():
+            raise ConfigError(f"--picture is {picture}; wanted a file whose name ends in {', '.join(FORMATS)}.")
     stored = open_stored(checkpoint, terminal)
     calibration = None
     if needs_data(chosen):

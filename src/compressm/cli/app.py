@@ -81,6 +81,12 @@ def run(arguments: list[str] | None = None) -> int:
     except _USAGE_ERROR as error:
         error.show()
         return error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):  # PyTorch has no error for it
+            raise
+        message = "Error: There is not enough memory; choose smaller sizes (batch, length, width, order or blocks)."
+        typer.secho(message, err=True, fg=typer.colors.RED)
+        return 2
     return result if isinstance(result, int) else 0
 
 

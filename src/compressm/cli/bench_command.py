@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +34,7 @@ def bench(
     from compressm.cli.arithmetic import read_cost_table
     from compressm.cli.config import require_threads
     from compressm.cli.console import Terminal
+    from compressm.cli.folder import require_place
     from compressm.cli.report.bench import TYPICAL, bench_tables
     from compressm.cli.report.show import print_table
     from compressm.errors import ConfigError
@@ -45,8 +45,10 @@ def bench(
     sizes = batch, length, width, order
     if any(sizes) and not all(sizes):
         raise ConfigError("Give all of --batch, --length, --width and --order, or none of them.")
-    if write is not None and not _writable(write):
-        raise ConfigError(f"--write {write} cannot be written; give a file in a folder that exists and may be written.")
+    if write is not None:
+        require_place("--write", write)
+        if write.is_dir():
+            raise ConfigError(f"--write {write} is a folder; give a file in it.")
     if threads is not None:
         require_threads("--threads", threads)
         torch.set_num_threads(threads)
@@ -64,13 +66,7 @@ def bench(
         print_table(terminal.out, table)
     if write is not None:
         table = fit_scales({s: measured.get(s) or measure_forms(s, seconds=seconds) for s in typical})
+        write.parent.mkdir(parents=True, exist_ok=True)
         write.write_text(json.dumps({"scale": dict(table.scale)}, indent=2) + "\n", encoding="utf-8")
         terminal.say(f"Table of costs: {write}")
     return 0
-
-
-def _writable(path: Path) -> bool:
-    """Whether a file can be written at `path`."""
-    if path.is_dir():
-        return False
-    return os.access(path, os.W_OK) if path.is_file() else path.parent.is_dir() and os.access(path.parent, os.W_OK)

@@ -30,6 +30,7 @@ def compress(
 
     from compressm.checkpoint import save_checkpoint
     from compressm.cli.console import Terminal
+    from compressm.cli.folder import require_place
     from compressm.cli.loading import load_data_of
     from compressm.cli.recorder import count
     from compressm.cli.report.after_cut import after_cut_tables
@@ -53,6 +54,7 @@ def compress(
     target = out or stored.path.parent.parent / "compressed" / name
     if target.exists():
         raise ConfigError(f"{target} exists; choose another --out or delete it.")
+    require_place("--out", target)
     dataset = load_data_of(stored, data, terminal)
     calibration = calibrate(stored, dataset, batches, terminal) if needs_data(chosen) else None
     before, size = evaluate_stored(stored, dataset, dataset.test, terminal), count(stored.model)

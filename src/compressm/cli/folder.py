@@ -103,7 +103,11 @@ class RunFolder:
 
     def config(self) -> RunConfig:
         """The configuration that the run was started with."""
-        return build(RunConfig, read_yaml(self.config_file))
+        content = read_yaml(self.config_file)
+        try:
+            return build(RunConfig, content)
+        except ConfigError as error:
+            raise ConfigError(f"{self.config_file}: {error}") from error
 
     def note(self) -> RunNote:
         """What was recorded at the start beside the configuration."""
@@ -165,6 +169,13 @@ def first_sound(candidates: Sequence[Path], load: Callable[[Path], T], warn: Cal
         raise errors[0][1]
     listed = " ".join(f"{path}: {error}" for path, error in errors)
     raise CheckpointError(f"None of the {len(errors)} checkpoints can be used. {listed}") from errors[0][1]
+
+
+def require_place(option: str, path: Path) -> None:
+    """Raise ConfigError unless a file or folder can be made at `path`, with the folders that it lies in."""
+    above = next((folder for folder in path.absolute().parents if folder.exists()), path)
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ConfigError(f"{option} {path} cannot be made: {above} is no folder that may be written. Choose another.")
 
 
 def write_yaml(path: Path, tree: Tree) -> None:

@@ -17,6 +17,9 @@ ACCENT = "#c8452f"
 COLOURS = ("#1f6f8b", "#e08e29", "#4f8a4c", "#8b5aa0", "#c8452f", "#5c6b77", "#b88a00", "#2b4c9b")
 """Told apart in print and by most colour-blind readers; lines also differ by marker or label."""
 
+FORMATS = (".png", ".pdf", ".svg")
+"""Ends of the names that a picture may have."""
+
 _STYLE = {
     "figure.dpi": 150,
     "savefig.dpi": 150,
@@ -47,7 +50,7 @@ _STYLE = {
 def canvas(
     path: Path, rows: int, columns: int, size: tuple[float, float], *, share: bool = False
 ) -> Iterator[tuple[Figure, list[list[Axes]]]]:
-    """A figure of rows x columns axes, saved to `path` as PNG; `size` in inches. Needs no display."""
+    """A figure of rows x columns axes, saved to `path`, by its ending; `size` in inches. Needs no display."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
