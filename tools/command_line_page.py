@@ -31,6 +31,8 @@ WITHOUT_FLAG = {
     "training.final_lr": "Learning rate at the last step of the cosine schedule.",
     "training.kernels": "Whether compiled kernels are used; wherever they can run, if not given.",
     "training.cost_table": "A file of `compressm bench --write`.",
+    "training.growing_batch": "The most sequences in a batch, which grows as cuts leave memory for it.",
+    "training.growing_rate": "What becomes of the learning rate when the batch grows.",
     "training.log_every": "Steps between records of the training loss.",
     "compression.bound": "Cut as far as this bound on the H-infinity error allows.",
     "compression.reference": "What `--discard` is a fraction of: the layer before this cut, or before the first one.",
