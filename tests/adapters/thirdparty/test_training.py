@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressm import At, CompressionSettings, FixedOrder, InTrainingCompressor, compress_
+from compressm import (
+    At,
+    CompressionSettings,
+    FixedOrder,
+    InTrainingCompressor,
+    compress_,
+    load_checkpoint,
+    save_checkpoint,
+)
 from compressm.adapters.registry import find_layers
 from compressm.errors import AdapterError, TiedParametersError
 from compressm.reduction.result import GramianSource
@@ -24,6 +32,7 @@ KINDS = [
     "s5 alone",
     "short_s4d",
     "diagonal",
+    "both ways",
     "shared poles",
     "low rank",
 ]
@@ -148,6 +157,21 @@ def test_a_parameter_that_something_else_holds_is_refused(build) -> None:
     with pytest.raises(TiedParametersError, match="is the same tensor as 'also'"):
         compress_(nn.Sequential(layer, Holder(parameter)), settings)
     assert torch.equal(before, dict(layer.named_parameters())[name])
+
+
+def test_a_checkpoint_of_a_cut_layer_fits_one_of_full_size(build, tmp_path) -> None:
+    torch.manual_seed(0)
+    model, full = nn.Sequential(build()), nn.Sequential(build())
+    u = torch.randn(2, 6, 3)
+    settings = CompressionSettings(FixedOrder(4), controllability=WHITE, observability=WHITE)
+    model(u), full(u)
+    compress_(model, settings)
+    save_checkpoint(tmp_path / "cut", model)
+    load_checkpoint(tmp_path / "cut", full)
+    sizes = [{k: v for k, v in vars(m).items() if isinstance(v, int)} for m in model.modules()]
+    assert sizes == [{k: v for k, v in vars(m).items() if isinstance(v, int)} for m in full.modules()]
+    with torch.no_grad():
+        assert torch.equal(model(u), full(u))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
