@@ -6,17 +6,20 @@ Each layer starts with 32 stored states and is cut to 16 and to 8 on the way, by
 validation score is taken right before and right after the last cut, the test score at the end of both runs: accuracy,
 or for measured systems the normalised simulation error (NRMSE, smaller is better; see docs/howto/data-sets.md). One
 seed and small validation splits (their sizes are in the table): this shows that a family works, not which one is
-better. `--page` puts the table into a page, between the lines that MARKS names, with command, date, machine and commit.
+better. `--only` measures some kinds anew and takes the other rows from the record at `--out`. `--page` puts the table into a
+page, between the lines that MARKS names, with command, date, machine and commits.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from smnist import machine, markdown, write_record
 
@@ -75,7 +78,7 @@ def train(case: Run, folder: Path, cut: bool) -> None:
         raise RuntimeError(f"compressm {' '.join(arguments)} failed")
 
 
-def measure(case: Run) -> dict[str, object]:
+def measure(case: Run) -> dict[str, Any]:
     """The scores of one family, with and without cuts."""
     dataset = load_dataset(case.data)
     metric = "accuracy" if dataset.task is Task.CLASSIFY else "nrmse"
@@ -102,10 +105,19 @@ def measure(case: Run) -> dict[str, object]:
         "end": end,
         "uncut": full,
         "seconds": time.perf_counter() - started,
+        "machine": machine(),
     }
 
 
-def table(found: list[dict[str, object]]) -> str:
+def recorded(out: Path | None) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of the record at `out` (without suffix), by layer and data."""
+    if out is None or not out.with_suffix(".json").exists():
+        return {}
+    rows = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["results"]
+    return {(row["layer"], row["data"]): row for row in rows}
+
+
+def table(found: list[dict[str, Any]]) -> str:
     """The results in Markdown."""
     rows = [
         [
@@ -130,13 +142,19 @@ def table(found: list[dict[str, object]]) -> str:
     return markdown(head, rows)
 
 
-def put_into(page: Path, command: str, text: str) -> None:
+def measured_on(found: list[dict[str, Any]]) -> str:
+    """Dates, commits and so on of all rows, each once."""
+    names = found[0]["machine"] if found else {}
+    values = {name: sorted({str(row["machine"][name]) for row in found}) for name in names}
+    return ", ".join(f"{name} {' / '.join(each)}" for name, each in values.items())
+
+
+def put_into(page: Path, command: str, text: str, where: str) -> None:
     """Replace what lies between the marks; ValueError where the page has them not."""
     before, found, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
     _, ended, after = rest.partition(MARKS[1])
     if not found or not ended:
         raise ValueError(f"{page} has no lines {' and '.join(mark.strip() for mark in MARKS)}.")
-    where = ", ".join(f"{key} {value}" for key, value in machine().items())
     page.write_text(f"{before}{MARKS[0]}{text}\n\n`{command}` ({where}).\n{MARKS[1]}{after}", encoding="utf-8")
 
 
@@ -147,19 +165,20 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--page", type=Path)
     args = parser.parse_args()
-    found, failed = [], []
+    rows, failed = recorded(args.out), []
     for case in RUNS:
         if args.only is None or case.layer in args.only:
             try:
-                found.append(measure(case))
-                print(found[-1], flush=True)
+                rows[case.name, case.data] = measure(case)
+                print(rows[case.name, case.data], flush=True)
             except RuntimeError as error:
                 failed.append(case.name)
                 print(error, file=sys.stderr, flush=True)
+    found = [rows[case.name, case.data] for case in RUNS if (case.name, case.data) in rows]
     text, command = table(found), " ".join(["python", *sys.argv])
     write_record(None if failed else args.out, command, found, text)
     if args.page is not None and not failed:
-        put_into(args.page, command, text)
+        put_into(args.page, command, text, measured_on(found))
     return 1 if failed else 0
 
 
