@@ -6,8 +6,8 @@ Each layer starts with 32 stored states and is cut to 16 and to 8 on the way, by
 validation score is taken right before and right after the last cut, the test score at the end of both runs: accuracy,
 or for measured systems the normalised simulation error (NRMSE, smaller is better; see docs/howto/data-sets.md). One
 seed and small validation splits (their sizes are in the table): this shows that a family works, not which one is
-better. `--only` measures some kinds anew and takes the other rows from the record at `--out`. `--page` puts the table into a
-page, between the lines that MARKS names, with command, date, machine and commits.
+better. `--only` measures some kinds anew and takes the other rows from the record at `--out`. `--page` puts the table
+into a page, between the lines that MARKS names, with command, date, machine and commits.
 """
 
 from __future__ import annotations
