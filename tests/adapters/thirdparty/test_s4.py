@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from compressm import analyze, compress_
 from compressm.adapters.calibration import Calibration
 from compressm.adapters.registry import find_adapter, find_layers
+from compressm.adapters.signature import Signature
 from compressm.adapters.thirdparty.s4 import S4KernelAdapter, S4TiedAdapter
 from compressm.adapters.thirdparty.s4_dplr import S4LowRankAdapter
 from compressm.adapters.thirdparty.s4d import ShortS4DAdapter
+from compressm.adapters.update import kept_entries
 from compressm.analysis import LayerAnalysis
 from compressm.errors import AdapterError
 from compressm.reduction.criteria import FixedOrder
@@ -293,3 +295,19 @@ def require_follows(layer: nn.Module, update: Any, before: dict[str, Tensor]) ->
         size = float(after[name].abs().max())
         found = after[name].masked_fill(~used[..., None], 0) if name == "kernel.C" else after[name]
         assert torch.allclose(value, found, rtol=1e-6, atol=1e-8 * size), name
+
+
+def test_of_two_signatures_the_one_that_leaves_fewer_sizes_open_says_more() -> None:
+    layer = nn.Module()
+    layer.A, layer.inner = torch.zeros(3, 3), nn.Identity()
+    square, any_shape = Signature.of({"A": "h h", "inner": "module"}), Signature.of({"A": "h n"})
+    assert square.matches(layer) and any_shape.matches(layer) and square.freedom() < any_shape.freedom()
+    del layer.inner
+    assert not square.matches(layer)
+
+
+def test_entries_of_each_channel_are_kept_along_any_dimension() -> None:
+    tensor, keep = torch.arange(48).reshape(2, 3, 4, 2), torch.tensor([[0, 3], [1, 2], [2, 3]])
+    found = kept_entries(tensor, keep, 2)
+    wanted = torch.stack([tensor[:, h][:, keep[h]] for h in range(3)], 1)
+    assert torch.equal(found, wanted)
