@@ -74,9 +74,11 @@ def rows(shape: tuple[int, int, int, int], rounds: int) -> list[dict[str, object
     batch, length, width, order = shape
     measured: list[dict[str, object]] = []
     lru = math.nan
-    for kind in sorted(LayerKind, key=lambda kind: kind is not LayerKind.LRU):  # the others are compared with it
+    ordered = sorted(LayerKind, key=lambda kind: kind is not LayerKind.LRU)  # the others are compared with it
+    for kind, options in [*((kind, {}) for kind in ordered), (LayerKind.LINOSS, {"discretization": "imex"})]:
         torch.manual_seed(0)
-        layer, u = FAMILIES[kind].layer(width, order).train(), torch.randn(batch, length, width)
+        layer = FAMILIES[kind].layer(width, order, **options).train()
+        u = torch.randn(batch, length, width)
         with torch.no_grad():
             wanted, found = plain(layer, u), layer(u)
         assert torch.allclose(found, wanted, atol=1e-3 * float(wanted.abs().max())), kind
@@ -84,7 +86,7 @@ def rows(shape: tuple[int, int, int, int], rounds: int) -> list[dict[str, object
         lru = form if kind is LayerKind.LRU else lru
         measured.append(
             {
-                "layer": kind.value,
+                "layer": " ".join([kind.value, *options.values()]),
                 "sequence form ms": form,
                 "plain loop ms": loop,
                 "loop / form": loop / form,
