@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,22 +85,22 @@ def test_full_then_read_only(finished: Path, tiny: list[str], tmp_path: Path) ->
     assert logs[0] == logs[1]
 
 
-@pytest.fixture
-def small_files() -> Iterator[Callable[[int], None]]:
-    """Forbid files above a size in this process."""
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """No file may grow beyond a size inside, pytest's own neither."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_checkpoint_that_may_not_grow(
-    command: Command, tiny: list[str], finished: Path, tmp_path: Path, small_files: Callable[[int], None]
-) -> None:
+def test_a_checkpoint_that_may_not_grow(command: Command, tiny: list[str], finished: Path, tmp_path: Path) -> None:
     """The kernel cuts a write off in the middle."""
     folder = tmp_path / "run"
-    small_files(max(path.stat().st_size for path in finished.glob("checkpoints/*/*")) - 1)
-    result = command("train", "-q", "--run", folder, *tiny)
-    small_files(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    with small_files(max(path.stat().st_size for path in finished.glob("checkpoints/*/*")) - 1):
+        result = command("train", "-q", "--run", folder, *tiny)
     assert result.code == 2 and "File too large" in result.err and "Traceback" not in result.err
     for path in RunFolder(folder).checkpoints():
         read_structure(path)
@@ -107,16 +108,18 @@ def test_a_checkpoint_that_may_not_grow(
 
 
 class TestMetricsFile:
-    def test_writing(self, tmp_path: Path, small_files: Callable[[int], None]) -> None:
-        file = MetricsFile(tmp_path / "metrics.jsonl")
+    def test_writing(self, tmp_path: Path) -> None:
+        path, told = tmp_path / "metrics.jsonl", []
+        file = MetricsFile(path)
         file.append({"kind": "start", "step": 1})
-        length = file.sync()
-        small_files(length)
-        file.append({"kind": "start", "step": 2})
-        for call in (file.sync, file.close):
-            with pytest.raises(CheckpointError, match=r"metrics\.jsonl could not be written: File too large\. Free"):
-                call()
-        assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+        with small_files(file.sync()):
+            file.append({"kind": "start", "step": 2})
+            for call in (file.sync, file.close):
+                with pytest.raises(CheckpointError) as error:
+                    call()
+                told.append(str(error.value))
+        assert all("metrics.jsonl could not be written: File too large. Free" in text for text in told)
+        assert [r["step"] for r in read_metrics(path)] == [1]
 
     def test_opening(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="could not be written: No such file"):

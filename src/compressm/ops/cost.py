@@ -199,11 +199,12 @@ def choose_form(
     """The cheapest form for these sizes.
 
     The choice depends on nothing but its arguments and the table in use, so that resumed runs and all ranks agree.
-    `machine` is `Machine.here()` unless given. Raises ConfigError for a size that is none.
+    `machine` is `Machine.here()` unless given. Raises ConfigError where an argument is of another kind.
     """
     sizes = {"batch": batch, "length": length, "inputs": inputs, "outputs": outputs, "order": order}
     for name, size in sizes.items():
         require_integer(name, size, 0)
+    require_kind("training", training, bool)
     require_kind("machine", machine, Machine, type(None))
     shape = Shape(batch, length, inputs, outputs, order, training)
     return _table.choose(shape, Machine.here() if machine is None else machine)
