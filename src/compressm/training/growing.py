@@ -32,8 +32,8 @@ class GrowingBatch:
 
         B' = floor(B (h_0 + s_0 - h) / s), at least the first size, at most `maximum`.
 
-    Since s grows at most in proportion to B, the step stays within the budget. A size belongs to a number of
-    parameters: a cut that is taken back takes its size along. In a plain loop::
+    Since s grows at most in proportion to B, h + s stays within the budget; the working memory may not. A size belongs
+    to a number of parameters: a cut that is taken back takes its size along. In a plain loop::
 
         growing = GrowingBatch(model, optimizer, size=32, maximum=256, rate=RateRule.SQRT)
         for step in range(steps):
