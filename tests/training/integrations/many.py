@@ -155,17 +155,13 @@ def run_accelerate(
     torch.manual_seed(10 + world[0])
     if resume is not None:
         accelerator.load_state(str(resume / "state"))
-    for _ in range(3):
+    while compressor.compressor.steps < (stop or 9):  # epochs of three steps
         for x, y in loader:
-            done = compressor.compressor.steps
-            if resume is not None and done < KILL:
-                continue
-            if stop is None or done < stop:
-                accelerator.backward(nn.functional.cross_entropy(wrapped(x), y))
-                optimizer.step()
-                optimizer.zero_grad()
-                compressor.step()
-                average.update_parameters(model)
+            accelerator.backward(nn.functional.cross_entropy(wrapped(x), y))
+            optimizer.step()
+            optimizer.zero_grad()
+            compressor.step()
+            average.update_parameters(model)
     if stop is not None:
         accelerator.save_state(str(folder / "state"))
     return Ended(model, average, compressor.compressor)
