@@ -110,7 +110,9 @@ class CompressionCallback(Callback):
             **options,
         )
         if state is not None:
+            now = RandomState.capture()  # put back in on_fit_start: opening the data has drawn from it since
             go_on(self.compressor, state, self._options)
+            now.restore()
         elif trainer.global_step > 0:
             _log.warning("The checkpoint was saved without compression; its steps are not counted by the schedule.")
         self._state, self._seen = {}, trainer.global_step
