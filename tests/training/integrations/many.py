@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 from compressm import save_checkpoint
 from compressm.layers import ModelConfig, SequenceModel
@@ -77,10 +77,12 @@ def run_lightning(
     saver = pl.callbacks.ModelCheckpoint(folder, save_last=True)
     trainer = pl.Trainer(
         accelerator="cpu", devices=world[1], strategy="ddp" if world[1] > 1 else "auto", max_epochs=3, logger=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[callback, averaging, saver],
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        callbacks=[callback, averaging, saver],
     )  # fmt: skip
     module = Module()
-    loader = DataLoader(dataset(), batch_size=12 // world[1])
+    share = DistributedSampler(dataset(), world[1], world[0], shuffle=False)
+    loader = DataLoader(dataset(), batch_size=12 // world[1], sampler=share)
     try:
         trainer.fit(module, loader, ckpt_path=None if resume is None else resume / "last.ckpt")
     except RuntimeError:
