@@ -16,10 +16,10 @@ _NUMBERS = 2**23  # numbers held at once, unless one block has more
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """States before the last q steps of blocks of time, and what comes in these steps, in single precision.
+    """States at the first of the last q steps of blocks of time, and what comes in after it, in single precision.
 
-    states `(*h, samples, n)`; inputs `(*h, samples, q, m)`; counted `(samples, q)`: the steps that belong to the data.
-    Others are padding: where `still` (samples, q) the state is zero there all the same.
+    states `(*h, samples, n)`; inputs `(*h, samples, q - 1, m)`; counted `(samples, q)`: the steps that belong to the
+    data. Others are padding: where `still` (samples, q) the state is zero there all the same.
     """
 
     states: Tensor
@@ -69,20 +69,20 @@ def state_blocks(system: StateSpace, u: Tensor, mask: Tensor | None, stride: int
     counted, still = (t.unflatten(1, (count, stride))[..., stride - last :].movedim(1, 0) for t in (data, still))
     u = torch.nn.functional.pad(u.to(device), (0, 0, front, 0)).unflatten(1, (count, stride))
     u = u.unflatten(-1, (*h, system.inputs)).movedim((1, 0, 2, -1), (dims, dims + 1, dims + 2, dims + 3))
-    first = Leap(system, stride - last, device) if stride > last else None
-    second = Leap(system, last, device)
+    first = Leap(system, stride - last + 1, device)
+    second = Leap(system, last - 1, device) if last > 1 else None
     x = torch.zeros(*h, batch, system.order, dtype=_single(system), device=device)
     many = max(1, min(_CHUNK, _NUMBERS // max(1, x.numel(), h.numel() * batch * stride * system.inputs)))
     for start in range(0, count, many):
         part = u[(slice(None),) * dims + (slice(start, start + many),)]  # (*h, T, batch, p, m)
-        ahead, seen = part[..., : stride - last, :], part[..., stride - last :, :]
-        before, through = None if first is None else first.drive(ahead), second.drive(seen)
+        ahead, seen = part[..., : stride - last + 1, :], part[..., stride - last + 1 :, :]
+        before, through = first.drive(ahead), None if second is None else second.drive(seen)
         kept: list[Tensor] = []
         for k in range(part.shape[dims]):
-            if first is not None and before is not None:
-                x = first.move(x, before[..., k, :, :])
+            x = first.move(x, before[..., k, :, :])
             kept.append(x)
-            x = second.move(x, through[..., k, :, :])
+            if second is not None and through is not None:
+                x = second.move(x, through[..., k, :, :])
         span = slice(start, start + many)
         yield Blocks(
             torch.cat(kept, -2),

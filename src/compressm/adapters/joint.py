@@ -36,7 +36,7 @@ class JointMoments:
         return cls(outer[..., :n, :n], None, outer[..., :n, n:], rest.real if rest.is_complex() else rest)
 
     def of_states_to_come(self, system: StateSpace, steps: int) -> Tensor:
-        """The sum of x_1 x_1* + .. + x_q x_q* for the q `steps` x_k = A x_{k-1} + B u_k, in the frame of `of`.
+        """The sum of x_0 x_0* + .. + x_q x_q* with x_0 = x and q `steps` x_k = A x_{k-1} + B u_k, in the frame of `of`.
 
         E[x_k x_k*] = A E[x_{k-1} x_{k-1}*] A* + L B* + B L*, L = A E[x_{k-1} u_k^T] + B E[u_k u_k^T] / 2, and
         E[x_k u^T] = A E[x_{k-1} u^T] + B E[u_k u^T] for the inputs to come. With transposes in place of adjoints the
@@ -54,7 +54,7 @@ class JointMoments:
             return moved + rank + (rank.mH if conjugate else rank.mT)
 
         plain, mirrored, cross, inputs = self.plain, self.mirrored, self.cross, self.inputs
-        total, total_mirrored = torch.zeros_like(plain), None if mirrored is None else torch.zeros_like(mirrored)
+        total, total_mirrored = plain, mirrored
         for _ in range(steps):
             among = inputs[..., :m, :].to(cross.dtype)
             drive = act(cross[..., :m]) + b.to(cross.dtype) @ among[..., :m] / 2

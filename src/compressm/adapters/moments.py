@@ -121,7 +121,7 @@ def _sum_outer_products(
             count += float(block.counted.sum())
     if joint is None or count == 0:
         return None
-    total = JointMoments.of(joint.cpu(), system, frame).of_states_to_come(system, last)
+    total = JointMoments.of(joint.cpu(), system, frame).of_states_to_come(system, last - 1)
     for edge_sum in edges:
         total = total + edge_sum.cpu()
     return MomentSum(total * (size[0] * size[1]) ** 2, count)
@@ -137,12 +137,12 @@ def _steps_summed(system: StateSpace, frame: Frame, stride: int) -> int:
 def _step_by_step(system: StateSpace, block: Blocks, rows: Tensor, frame: Frame) -> Tensor:
     """The sum over the counted steps of the `rows` where not all are."""
     x, u, counted = block.states[..., rows, :], block.inputs[..., rows, :, :], block.counted[rows]
-    leap, total = Leap(system, 1, x.device), None
+    leap = Leap(system, 1, x.device)
+    total = _outer(_coordinates(x, frame)[..., counted[:, 0], :])
     for j in range(u.shape[-2]):
         x = leap.move(x, leap.drive(u[..., j : j + 1, :].unsqueeze(-4)).squeeze(-3))
-        outer = _outer(_coordinates(x, frame)[..., counted[:, j], :])
-        total = outer if total is None else total + outer
-    return torch.zeros(()) if total is None else total
+        total = total + _outer(_coordinates(x, frame)[..., counted[:, j + 1], :])
+    return total
 
 
 def _outer(x: Tensor) -> Tensor:
