@@ -369,7 +369,12 @@ class InTrainingCompressor:
     def _check_processes(self) -> None:
         """Raise DistributedError, on every process, where they are not at the same point of the same run."""
         orders = [cut.report.orders() for cut in self.history.cuts]
-        what = {"the plan": self.plan.fingerprint(), "the step": self._steps, "the orders after each cut": orders}
+        what = {
+            "the plan": self.plan.fingerprint(),
+            "the number of mirrors": len(self._mirrors),
+            "the step": self._steps,
+            "the orders after each cut": orders,
+        }
         self.processes.check(what, self._optimizers)
 
     def _tell(self, level: int, text: str, *values: object) -> None:

@@ -39,6 +39,7 @@ def test_nested_values_travel_whole(launch: Launch) -> None:
     ("how", "said"),
     [
         ("schedule", r"the plan is .*\[3\].* on rank 0 and .*\[4\].* on rank 1"),
+        ("mirrors", r"the number of mirrors is 0 on rank 0 and 1 on rank 1"),
         ("buffer", r"buffer 'extra' is float32 \(3,\) on rank 0 and int64 \(3,\) on rank 1"),
         ("optimizer", r"optimizer 0, group 0, parameter 0 \('encoder.weight'\) is .*exp_avg.* and \{\} on rank 1"),
         ("after", r"parameter 'blocks.0.ssm.nu_log' is float32 \(6,\) on rank 0 and float32 \(12,\) on rank 1"),

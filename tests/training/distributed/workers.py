@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from compressm.checkpoint import load_checkpoint, save_checkpoint
 from compressm.errors import CompressmError
@@ -216,6 +217,10 @@ def disagree(rank: int, size: int, how: str) -> dict[str, Any]:
                 first = next(training.model.parameters())
                 training.optimizer.register_step_post_hook(lambda *_: training.optimizer.state.pop(first))
             training.train(3)
+        elif how == "mirrors":  # an average on one rank alone
+            training = Training(rank, size, cuts, orders)
+            mirrors = [AveragedModel(training.model)] if odd else []
+            InTrainingCompressor(training.wrapped, training.optimizer, schedule=At((3,)), mirrors=mirrors)
         elif how == "after":
             training = Training(rank, size, cuts, orders)
             training.train(2)

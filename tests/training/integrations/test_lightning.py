@@ -35,7 +35,7 @@ class Module(pl.LightningModule):
         x, y = batch
         return nn.functional.cross_entropy(self.net(x), y)
 
-    validation_step = test_step = lambda self, batch, batch_idx: self.net(batch[0])
+    validation_step = test_step = predict_step = lambda self, batch, batch_idx: self.net(batch[0])
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
@@ -170,12 +170,12 @@ def test_a_pending_probe_of_the_guard_survives(kit: Any, tmp_path: Path) -> None
 def test_cut_checkpoints_are_tested_on_a_full_size_model(kit: Any, tmp_path: Path) -> None:
     cut, run = Module(kit.model()), trainer(tmp_path, CompressionCallback(**kit.cuts))
     fit(run, cut, kit.data())
-    whole = Module(kit.model())
-    trainer(tmp_path, CompressionCallback()).test(
-        whole, DataLoader(kit.data(), batch_size=6), ckpt_path=tmp_path / "last.ckpt", verbose=False
-    )
-    assert kit.unequal(whole.state_dict(), cut.state_dict()) == []
-    assert not whole._load_state_dict_pre_hooks
+    for stage in ("validate", "test", "predict"):
+        whole = Module(kit.model())
+        go = getattr(trainer(tmp_path, CompressionCallback()), stage)
+        go(whole, DataLoader(kit.data(), batch_size=6), ckpt_path=tmp_path / "last.ckpt")
+        assert kit.unequal(whole.state_dict(), cut.state_dict()) == []
+        assert not whole._load_state_dict_pre_hooks
 
 
 @pytest.mark.parametrize("arguments", [{"fast_dev_run": True}, {"limit_train_batches": 2}, {"max_steps": 9}])
