@@ -198,6 +198,20 @@ def test_many_positions_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> N
     assert close(controllability_moments(system, Capture([(u, None)]), Frame.COMPLEX), mean_outer(x)[0])
 
 
+@pytest.mark.parametrize("length", [3, 8, 16])
+def test_sequences_shorter_than_a_block_do_not_count_by_their_ends_alone(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, u = system_of(make(LRU)), inputs(40, length, 3)
+    monkeypatch.setattr(moments_module, "_LEAST_SAMPLES", 20)
+    monkeypatch.setattr(moments_module, "_MOST_SAMPLES", 20)  # blocks of 6, 16, 32 steps, one of them looked at
+    monkeypatch.setattr(moments_module, "_SUMMED", 0)
+    x = states(system, u).view(40, length, 5)
+    seen = x if length < 16 else x[:, 1::2]
+    wanted = mean_outer(seen.flatten(0, 1))[0]
+    assert close(controllability_moments(system, Capture([(u, None)]), Frame.COMPLEX), wanted)
+
+
 MASKS = {
     "none": None,
     "ragged": torch.arange(100)[None] < torch.tensor([[100], [41], [7], [0]]),
@@ -281,3 +295,19 @@ def test_sizes_whose_squares_leave_single_precision(size: float, what: str) -> N
 def test_an_output_that_overflows_has_no_change() -> None:
     system = system_of(make(LRU))
     assert output_change(replace(system, c=system.c * 1e30), system, Capture([(inputs(2, 9, 3) * 1e30, None)])) is None
+
+
+def test_a_complex_output_changes_in_both_its_parts() -> None:
+    plain = system_of(make(LRU))
+    system = StateSpace(plain.a, plain.b, plain.c, output="complex")
+    small, u = StateSpace(plain.a[:3], plain.b[:3], plain.c[:, :3], output="complex"), inputs(2, 30, 3)
+    y, change = system.simulate(u.double()), small.simulate(u.double()) - system.simulate(u.double())
+    found = output_change(system, small, Capture([(u, None)]))
+    assert found == pytest.approx(float(change.norm() / y.norm()), rel=1e-4)
+
+
+def test_a_pass_without_positions_changes_nothing() -> None:
+    system = system_of(make(LRU))
+    assert system.simulate(torch.zeros(2, 0, 3)).shape == (2, 0, 3)
+    assert output_change(system, system, Capture([(torch.zeros(2, 0, 3), None)])) == 0
+    assert controllability_moments(system, Capture([(torch.zeros(2, 0, 3), None)]), Frame.REAL) is None

@@ -18,6 +18,7 @@ from compressm.linalg.statespace import StateSpace
 
 _SAMPLES = 16  # states of which outer products are formed, for each real state, evenly spread over time,
 _LEAST_SAMPLES, _MOST_SAMPLES = 4_000, 16_000  # within these limits
+_SPREAD = 8  # positions of the shortest sequences that are looked at, where not all are
 _SUMMED = 2**22  # numbers in the moments that are advanced from sample to sample, where that is more than one step
 
 
@@ -88,8 +89,7 @@ def output_change(system: StateSpace, reduced: StateSpace, capture: Capture, seq
     y, y_reduced = _single(system).simulate(u), _single(reduced).simulate(u)
     if keep is not None:
         y, y_reduced = y * keep, y_reduced * keep
-    size = float(torch.linalg.vector_norm(y.double()))
-    change = float(torch.linalg.vector_norm((y_reduced - y).double()))
+    size, change = _norm(y), _norm(y_reduced - y)
     if not isfinite(size + change):
         return None
     return change / size if size > 0 else float(change > 0)
@@ -106,6 +106,9 @@ def _sum_outer_products(
     samples = min(max(_SAMPLES * frame_states(system, frame), _LEAST_SAMPLES), _MOST_SAMPLES)
     stride = max(1, -(-tokens // samples))
     last = _steps_summed(system, frame, stride)
+    if last < stride:  # a block longer than a sequence would look at the sequence's end alone
+        shortest = min((values.shape[1] for values, _ in passes if values.shape[1]), default=stride)
+        stride = max(last, min(stride, shortest // _SPREAD))
     joint: Tensor | None = None
     edges: list[Tensor] = []
     count = 0.0
@@ -146,8 +149,13 @@ def _step_by_step(system: StateSpace, block: Blocks, rows: Tensor, frame: Frame)
 
 
 def _outer(x: Tensor) -> Tensor:
-    """The sum of x x* over samples, in double precision."""
+    """The sum of x x* over samples: products of a block in the precision of x, given in double for adding blocks up."""
     return (x.mT @ x.conj()).to(torch.complex128 if x.is_complex() else torch.float64)
+
+
+def _norm(y: Tensor) -> float:
+    """The 2-norm of all entries, real or complex, in double precision."""
+    return float(torch.linalg.vector_norm((torch.view_as_real(y) if y.is_complex() else y).double()))
 
 
 def _without_padding(values: Tensor, mask: Tensor | None) -> Tensor:

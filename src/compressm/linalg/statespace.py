@@ -191,7 +191,7 @@ class StateSpace:
         b, c = self.b.to(dtype).mT, self.c.to(dtype).mT
         x = torch.zeros(*h, batch, self.order, dtype=dtype, device=u.device)
         pieces: list[Tensor] = []
-        for part in u.to(dtype).split(max(1, _BLOCK // max(1, x.numel())), dim=-2):
+        for part in u.to(dtype).split(max(1, _BLOCK // max(1, x.numel())), dim=-2) if length else ():
             drive = (part.flatten(-3, -2) @ b).unflatten(-2, part.shape[-3:-1])
             states: list[Tensor] = []
             for k in range(part.shape[-2]):
