@@ -311,3 +311,9 @@ def test_a_pass_without_positions_changes_nothing() -> None:
     assert system.simulate(torch.zeros(2, 0, 3)).shape == (2, 0, 3)
     assert output_change(system, system, Capture([(torch.zeros(2, 0, 3), None)])) == 0
     assert controllability_moments(system, Capture([(torch.zeros(2, 0, 3), None)]), Frame.REAL) is None
+
+
+def test_weights_whose_squares_overflow_give_moments_that_are_not_finite() -> None:
+    system, u = system_of(make(LRU)), inputs(2, 10, 3)
+    found = controllability_moments(replace(system, b=system.b * 1e160), Capture([(u, None)]), Frame.REAL)
+    assert found is not None and not bool(found.isfinite().all())  # the analysis says so, naming the layer

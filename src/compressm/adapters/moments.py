@@ -127,7 +127,8 @@ def _sum_outer_products(
     total = JointMoments.of(joint.cpu(), system, frame).of_states_to_come(system, last - 1)
     for edge_sum in edges:
         total = total + edge_sum.cpu()
-    return MomentSum(total * (size[0] * size[1]) ** 2, count)
+    scale = size[0] * size[1]
+    return MomentSum(total * scale * scale, count)
 
 
 def _steps_summed(system: StateSpace, frame: Frame, stride: int) -> int:

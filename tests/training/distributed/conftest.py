@@ -61,3 +61,17 @@ def launch(forkserver: Any, tmp_path_factory: pytest.TempPathFactory) -> Launch:
         ]
 
     return call
+
+
+@pytest.fixture
+def assert_same() -> Callable[[list[dict[str, Any]]], None]:
+    """Asserts that events, models and optimizer states of all ranks are equal, bit for bit."""
+
+    def compare(results: list[dict[str, Any]]) -> None:
+        for other in results[1:]:
+            assert other["events"] == results[0]["events"]
+            for part in ("model", "optimizer"):
+                assert other[part].keys() == results[0][part].keys()
+                assert [k for k, v in results[0][part].items() if not torch.equal(v, other[part][k])] == []
+
+    return compare

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Launch = Callable[..., list[Any]]
+Compare = Callable[[list[dict[str, Any]]], None]
 
 pytestmark = pytest.mark.timeout(600)  # processes that share two cores with others
 
@@ -20,22 +21,14 @@ def largest(a: dict[str, Any], b: dict[str, Any]) -> float:
     return float((a["output"] - b["output"]).abs().max())
 
 
-def assert_same(results: list[dict[str, Any]]) -> None:
-    first = results[0]
-    for other in results[1:]:
-        assert other["events"] == first["events"]
-        for part in ("model", "optimizer"):
-            assert other[part].keys() == first[part].keys()
-            different = [k for k, v in first[part].items() if not torch.equal(v, other[part][k])]
-            assert not different
-
-
 def mean_losses(results: list[dict[str, Any]]) -> Tensor:
     return torch.tensor([r["losses"] for r in results], dtype=torch.float64).mean(0)
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_classical_cuts_in_double_precision_are_those_of_one_process(launch: Launch, size: int) -> None:
+def test_classical_cuts_in_double_precision_are_those_of_one_process(
+    launch: Launch, size: int, assert_same: Compare
+) -> None:
     job = {**CUTS, "steps": 200, "settings": "white", "dtype": "float64"}
     (one,), many = launch("run", 1, **job), launch("run", size, **job)
     assert_same(many)
@@ -45,7 +38,9 @@ def test_classical_cuts_in_double_precision_are_those_of_one_process(launch: Lau
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_cuts_weighted_by_all_processes_data_are_those_of_one_process(launch: Launch, size: int) -> None:
+def test_cuts_weighted_by_all_processes_data_are_those_of_one_process(
+    launch: Launch, size: int, assert_same: Compare
+) -> None:
     job = {**CUTS, "steps": 160}
     (one,), many = launch("run", 1, **job), launch("run", size, **job)
     assert_same(many)
@@ -55,7 +50,7 @@ def test_cuts_weighted_by_all_processes_data_are_those_of_one_process(launch: La
     assert largest(one, many[0]) < 1e-3
 
 
-def test_options_and_hooks_of_the_wrapper_survive_cuts(launch: Launch) -> None:
+def test_options_and_hooks_of_the_wrapper_survive_cuts(launch: Launch, assert_same: Compare) -> None:
     options = {"gradient_as_bucket_view": True, "find_unused_parameters": True, "bucket_cap_mb": 1}
     many = launch("with_hooks", 2, steps=9, cuts=[2, 4, 6], orders=[10, 8, 6], ddp=options)
     assert_same(many)
@@ -67,7 +62,7 @@ def test_options_and_hooks_of_the_wrapper_survive_cuts(launch: Launch) -> None:
         assert all(b > a for a, b in zip(each["buckets"], each["buckets"][1:], strict=False))  # the hook runs each step
 
 
-def test_a_static_graph_survives_cuts(launch: Launch) -> None:
+def test_a_static_graph_survives_cuts(launch: Launch, assert_same: Compare) -> None:
     many = launch("with_hooks", 2, steps=6, cuts=[2, 4], orders=[10, 8], ddp={"static_graph": True})
     assert_same(many)
     assert all(each["static"] and each["steps"] == 6 for each in many)

@@ -11,15 +11,9 @@ import pytest
 import torch
 
 Launch = Callable[..., list[Any]]
+Compare = Callable[[list[dict[str, Any]]], None]
 
 pytestmark = pytest.mark.timeout(600)
-
-
-def assert_same(results: list[dict[str, Any]], *parts: str) -> None:
-    for other in results[1:]:
-        assert other["events"] == results[0]["events"]
-        for part in parts or ("model", "optimizer"):
-            assert [k for k, v in results[0][part].items() if not torch.equal(v, other[part][k])] == []
 
 
 def test_nested_values_travel_whole(launch: Launch) -> None:
@@ -59,7 +53,7 @@ def test_a_plain_model_is_refused_where_there_are_several_processes(launch: Laun
 
 
 @pytest.mark.parametrize(("worse_on", "orders"), [(0, 12), (1, 8)])
-def test_rank_0_alone_judges_for_the_guard(launch: Launch, worse_on: int, orders: int) -> None:
+def test_rank_0_alone_judges_for_the_guard(launch: Launch, worse_on: int, orders: int, assert_same: Compare) -> None:
     results = launch("guarded", 2, worse_on=worse_on, cuts=[5], orders=[8])
     assert_same(results)
     for each in results:
@@ -69,7 +63,7 @@ def test_rank_0_alone_judges_for_the_guard(launch: Launch, worse_on: int, orders
         assert each["steps"] == (9 if worse_on == 0 else 12)
 
 
-def test_a_cut_that_fails_on_rank_0_is_skipped_everywhere(launch: Launch) -> None:
+def test_a_cut_that_fails_on_rank_0_is_skipped_everywhere(launch: Launch, assert_same: Compare) -> None:
     results = launch("failing", 2, policy="skip")
     assert_same(results)
     for rank, each in enumerate(results):
@@ -91,7 +85,7 @@ def test_errors_are_raised_on_every_rank(launch: Launch) -> None:
     [(5, {"dropout": 0.0}), (8, {"dropout": 0.2, "probe": 4})],  # between the captures of a cut; with an open probe
 )
 def test_a_run_goes_on_exactly_from_its_checkpoint(
-    launch: Launch, tmp_path: Path, at: int, options: dict[str, Any]
+    launch: Launch, tmp_path: Path, at: int, options: dict[str, Any], assert_same: Compare
 ) -> None:
     path = str(tmp_path / "checkpoint")
     job = {"path": path, "steps": 12, "cuts": [6, 10], "orders": [9, 6], **options}
@@ -131,7 +125,7 @@ def uninterrupted(launch: Launch) -> list[Any]:
     ],
 )
 def test_a_rank_that_dies_around_a_cut_leaves_a_run_that_resumes(
-    launch: Launch, uninterrupted: list[Any], tmp_path: Path, victim: int, where: str, count: int
+    launch: Launch, uninterrupted: list[Any], tmp_path: Path, victim: int, where: str, count: int, assert_same: Compare
 ) -> None:
     job = {"path": str(tmp_path / "checkpoint"), **KILLED}
     dead = launch("killed", 2, victim=victim, where=where, count=count, **job)

@@ -10,21 +10,13 @@ import pytest
 import torch
 
 Launch = Callable[..., list[Any]]
+Compare = Callable[[list[dict[str, Any]]], None]
 
 pytestmark = pytest.mark.timeout(600)  # processes that share two cores with others
 
 FILE = "shard_workers.py"
 BLOCKS = ["blocks.0", "blocks.1", ""]
 LAYERS = ["blocks.0.ssm", "blocks.0", "blocks.1.ssm", ""]
-
-
-def assert_same(results: list[dict[str, Any]]) -> None:
-    first = results[0]
-    for other in results[1:]:
-        assert other["events"] == first["events"]
-        for part in ("model", "optimizer"):
-            assert other[part].keys() == first[part].keys()
-            assert [k for k, v in first[part].items() if not torch.equal(v, other[part][k])] == []
 
 
 def mean_losses(results: list[dict[str, Any]]) -> torch.Tensor:
@@ -39,7 +31,7 @@ def mean_losses(results: list[dict[str, Any]]) -> torch.Tensor:
     ],
 )
 def test_cuts_of_shards_are_those_of_one_process(
-    launch: Launch, shard: list[str], settings: str, dtype: str, loss: float, output: float
+    launch: Launch, shard: list[str], settings: str, dtype: str, loss: float, output: float, assert_same: Compare
 ) -> None:
     job = {"cuts": [8, 16, 24, 32], "orders": [10, 7, 4, 1], "steps": 40, "settings": settings, "dtype": dtype}
     (one,), many = launch("run", 1, **job), launch("run", 2, shard=shard, **job)
@@ -60,7 +52,7 @@ def test_shards_keep_their_objects_and_are_small(launch: Launch) -> None:
 
 @pytest.mark.parametrize(("at", "options"), [(5, {"dropout": 0.0}), (8, {"dropout": 0.2, "probe": 4})])
 def test_a_sharded_run_goes_on_exactly_from_its_checkpoint(
-    launch: Launch, tmp_path: Path, at: int, options: dict[str, Any]
+    launch: Launch, tmp_path: Path, at: int, options: dict[str, Any], assert_same: Compare
 ) -> None:
     job = {"path": str(tmp_path / "checkpoint"), "steps": 12, "cuts": [6, 10], "orders": [9, 6], **options}
     whole, again = launch("resumed", 2, at=at, shard=BLOCKS, **job), launch("resumed", 2, at=0, shard=BLOCKS, **job)
@@ -74,13 +66,13 @@ def test_a_sharded_run_goes_on_exactly_from_its_checkpoint(
 
 
 @pytest.mark.parametrize("worse_on", [0, 1])
-def test_the_guard_takes_a_cut_of_shards_back(launch: Launch, worse_on: int) -> None:
+def test_the_guard_takes_a_cut_of_shards_back(launch: Launch, worse_on: int, assert_same: Compare) -> None:
     results = launch("guarded", 2, worse_on=worse_on, cuts=[5], orders=[8], shard=BLOCKS)
     assert_same(results)
     assert all(("taken back" in each["events"][0]) is (worse_on == 0) for each in results)
 
 
-def test_a_cut_that_fails_leaves_the_shards_as_they_were(launch: Launch) -> None:
+def test_a_cut_that_fails_leaves_the_shards_as_they_were(launch: Launch, assert_same: Compare) -> None:
     results = launch("failing", 2, policy="skip", shard=BLOCKS)
     assert_same(results)
     assert all(each["events"][0].startswith("step 3: no cut") for each in results)
@@ -110,7 +102,7 @@ def test_other_ways_to_shard_are_refused(launch: Launch) -> None:
     ],
 )
 def test_a_rank_that_dies_with_its_shards_leaves_a_run_that_resumes(
-    launch: Launch, tmp_path: Path, victim: int, where: str, count: int
+    launch: Launch, tmp_path: Path, victim: int, where: str, count: int, assert_same: Compare
 ) -> None:
     run = {"steps": 12, "cuts": [5, 9], "orders": [9, 6], "dropout": 0.2, "shard": BLOCKS}
     job = {"path": str(tmp_path / "checkpoint"), **run}
