@@ -142,8 +142,11 @@ def draw(results: Mapping[tuple[str, str], Curves], sweeps: Mapping[str, Sweep],
         else:
             flat = flat_up_to(sizes, curves[LIBRARY])
             panel.axvline(flat, color="grey", linewidth=0.8, linestyle=":")
-            text = f" the library's is flat up to N = {flat}"
-            panel.text(flat, 0.98, text, transform=panel.get_xaxis_transform(), va="top", fontsize=8)
+            text, side = (
+                f" the library's is flat up to N = {flat} ",
+                "right" if flat > sizes[len(sizes) // 2] else "left",
+            )
+            panel.text(flat, 0.98, text, transform=panel.get_xaxis_transform(), va="top", ha=side, fontsize=8)
         fixed = f"H {base.width}, N {base.order}" if axis == "L" else f"L {base.length}, H {base.width}"
         panel.set_title(f"{TASKS[task]} (batch {base.batch}, {fixed})", fontsize=10)
         panel.set_xlabel("length L" if axis == "L" else "order N")
@@ -151,7 +154,7 @@ def draw(results: Mapping[tuple[str, str], Curves], sweeps: Mapping[str, Sweep],
         panel.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45 if axis == "L" else 0)
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=8)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
