@@ -179,6 +179,53 @@ def test_everything_together(kit: Any, build: Any, tmp_path: Path) -> None:
     assert kit.unequal(whole[2].average.state_dict(), again[2].average.state_dict()) == []
 
 
+def test_tied_layers_that_the_class_declares(kit: Any, build: Any, tmp_path: Path) -> None:
+    """Two layers with the same parameters, and a frozen encoder."""
+    names = [name for name, _ in kit.model().blocks[0].ssm.named_parameters()]
+
+    class Tied(build):  # type: ignore[misc]
+        _tied_weights_keys = {f"net.blocks.1.ssm.{name}": f"net.blocks.0.ssm.{name}" for name in names}  # noqa: RUF012
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.net = kit.awkward()
+            shrink_to_config(self, config)
+
+    def run(folder: Path, *more: Any) -> tuple[Any, CompressionCallback]:
+        trainer = make(folder, Tied(Config()), kit.data(), *more)
+        return trainer, compressed(trainer, **kit.cuts)
+
+    whole = run(tmp_path / "whole")
+    whole[0].train()
+    killed = run(tmp_path / "killed", Kill(5))
+    with pytest.raises(RuntimeError, match="killed"):
+        killed[0].train()
+    again = run(tmp_path / "killed")
+    again[0].train(resume_from_checkpoint=True)
+    blocks = again[0].model.net.blocks
+    assert kit.orders(again[0].model) == [5, 5]
+    assert all(getattr(blocks[0].ssm, name) is getattr(blocks[1].ssm, name) for name in names)
+    assert kit.unequal(state(*whole), state(*again)) == []
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_cut_and_trained_on(kit: Any, build: Any, tmp_path: Path) -> None:
+    """Against the same run uncompiled; dropout would draw other numbers."""
+    runs = []
+    for compiled in (False, True):
+        model = build(Config())
+        for block in model.net.blocks:
+            block.dropout = 0.0
+        options = {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
+        trainer = make(tmp_path / str(compiled), model, kit.data(), **options)
+        callback = compressed(trainer, **kit.cuts)
+        trainer.train()
+        assert callback.compressor is not None
+        runs.append((kit.orders(model), [event.step for event in callback.compressor.history], model.state_dict()))
+    assert runs[0][:2] == runs[1][:2] == ([5, 5], [3, 7])
+    assert all(torch.allclose(v, runs[1][2][name], rtol=1e-3, atol=1e-4) for name, v in runs[0][2].items())
+
+
 @pytest.mark.parametrize(("steps", "said"), [(3, True), (10, False)])
 def test_a_run_too_short_for_cuts_is_not_cut(
     kit: Any, build: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, steps: int, said: bool
