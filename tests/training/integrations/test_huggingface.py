@@ -183,7 +183,7 @@ def test_tied_layers_that_the_class_declares(kit: Any, build: Any, tmp_path: Pat
     """Two layers with the same parameters, and a frozen encoder."""
     names = [name for name, _ in kit.model().blocks[0].ssm.named_parameters()]
 
-    class Tied(build):  # type: ignore[misc]
+    class Tied(build):
         _tied_weights_keys = {f"net.blocks.1.ssm.{name}": f"net.blocks.0.ssm.{name}" for name in names}  # noqa: RUF012
 
         def __init__(self, config: Any) -> None:
