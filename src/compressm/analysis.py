@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compressm.adapters.base import Form
 from compressm.adapters.calibration import Capture
-from compressm.adapters.holding import reference_tensor
+from compressm.adapters.holding import in_double, reference_tensor
 from compressm.adapters.moments import (
     MomentSum,
     controllability_moments,
@@ -348,7 +348,7 @@ def verify_realization(ref: LayerRef, system: StateSpace, length: int = 8) -> No
     u = torch.randn(2, length, system.input_features, generator=generator, dtype=torch.float64)
     with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
         try:
-            found = ref.adapter.response(ref.module, u.to(like.device, like.dtype)).double().cpu()
+            found = in_double(ref.adapter.response(ref.module, u.to(like.device, like.dtype)))
         except CompressmError:
             raise
         except (RuntimeError, TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressm.adapters.holding import single
 from compressm.linalg.statespace import StateSpace
 
 _CHUNK = 32  # blocks held at once, at most
@@ -86,7 +87,7 @@ def state_blocks(system: StateSpace, u: Tensor, mask: Tensor | None, stride: int
         span = slice(start, start + many)
         yield Blocks(
             torch.cat(kept, -2),
-            seen.flatten(-4, -3).to(torch.float32),
+            single(seen.flatten(-4, -3)),
             counted[span].flatten(0, 1),
             still[span].flatten(0, 1),
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from compressm.adapters.holding import identity_of, reference_tensor
+from compressm.adapters.holding import identity_of, reference_tensor, single
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
 from compressm.adapters.tapping import Tapped
 from compressm.adapters.uncompiled import UNCOMPILED
@@ -202,7 +202,7 @@ class Calibration:
             while waiting:  # the pass counts once, however often it is run backward
                 self._keep(captured.inputs, *waiting.pop())
             if self._room(captured.gradients, gradient) > 0:
-                gradient = gradient.float()
+                gradient = single(gradient)
                 self._keep(captured.gradients, gradient if scale is None else gradient / scale(), mask)
 
         return hook

@@ -29,7 +29,16 @@ def held(layer: nn.Module, name: str) -> Tensor:
     return value.detach()
 
 
+def single(value: Tensor) -> Tensor:
+    """In single precision, complex where it was."""
+    return value.to(torch.complex64 if value.is_complex() else torch.float32)
+
+
 def double(layer: nn.Module, name: str) -> Tensor:
     """`held` on the CPU in double precision."""
-    value = held(layer, name)
+    return in_double(held(layer, name))
+
+
+def in_double(value: Tensor) -> Tensor:
+    """On the CPU in double precision, complex where it was."""
     return value.to("cpu", torch.complex128 if value.is_complex() else torch.float64)

@@ -15,8 +15,8 @@ from compressm.linalg.statespace import StateSpace
 class JointMoments:
     """Sums over samples of products of a state x and the inputs u = (u_1 .. u_q) after it, in double precision.
 
-    plain: x x* `(*h, n, n)`; mirrored: x x^T, where the real frame of a complex system needs it; cross: x u^T
-    `(*h, n, q m)`; inputs: u u^T `(*h, q m, q m)`.
+    plain: x x* `(*h, n, n)`; mirrored: x x^T, where the real frame of a complex system needs it; cross: x u*
+    `(*h, n, q m)`; inputs: u u* `(*h, q m, q m)`. In the real frame the inputs are real.
     """
 
     plain: Tensor
@@ -32,15 +32,14 @@ class JointMoments:
             plain, mirrored = from_real_frame(outer[..., : 2 * n, : 2 * n])
             cross = torch.complex(outer[..., :n, 2 * n :], outer[..., n : 2 * n, 2 * n :])
             return cls(plain, mirrored, cross, outer[..., 2 * n :, 2 * n :])
-        rest = outer[..., n:, n:]
-        return cls(outer[..., :n, :n], None, outer[..., :n, n:], rest.real if rest.is_complex() else rest)
+        return cls(outer[..., :n, :n], None, outer[..., :n, n:], outer[..., n:, n:])
 
     def of_states_to_come(self, system: StateSpace, steps: int) -> Tensor:
         """The sum of x_0 x_0* + .. + x_q x_q* with x_0 = x and q `steps` x_k = A x_{k-1} + B u_k, in the frame of `of`.
 
-        E[x_k x_k*] = A E[x_{k-1} x_{k-1}*] A* + L B* + B L*, L = A E[x_{k-1} u_k^T] + B E[u_k u_k^T] / 2, and
-        E[x_k u^T] = A E[x_{k-1} u^T] + B E[u_k u^T] for the inputs to come. With transposes in place of adjoints the
-        same holds for x x^T. No state is formed, and each term is a sum of squares up to rounding.
+        E[x_k x_k*] = A E[x_{k-1} x_{k-1}*] A* + L B* + B L*, L = A E[x_{k-1} u_k*] + B E[u_k u_k*] / 2, and
+        E[x_k u*] = A E[x_{k-1} u*] + B E[u_k u*] for the inputs to come. With real inputs and transposes in place of
+        adjoints the same holds for x x^T. No state is formed, and each term is a sum of squares up to rounding.
         """
         a, b, m = system.a, system.b, system.inputs
         real = b.mT.to(self.cross.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compressm.adapters.blocks import Blocks, Leap, state_blocks
 from compressm.adapters.calibration import Capture
+from compressm.adapters.holding import single
 from compressm.adapters.joint import JointMoments
 from compressm.linalg.forms import Frame, frame_states
 from compressm.linalg.gramians import dual
@@ -160,7 +161,7 @@ def _norm(y: Tensor) -> float:
 
 
 def _without_padding(values: Tensor, mask: Tensor | None) -> Tensor:
-    values = values.detach().float()
+    values = single(values.detach())
     return values if mask is None else values.masked_fill(~mask.bool().unsqueeze(-1), 0)
 
 
@@ -177,15 +178,11 @@ def _coordinates(states: Tensor, frame: Frame) -> Tensor:
 
 def _single(system: StateSpace) -> StateSpace:
     """The system in single precision, without the logarithms that only analysis needs."""
-
-    def narrow(t: Tensor) -> Tensor:
-        return t.to(torch.complex64 if t.is_complex() else torch.float32)
-
     return StateSpace(
-        narrow(system.a),
-        narrow(system.b),
-        narrow(system.c),
-        None if system.d is None else narrow(system.d),
+        single(system.a),
+        single(system.b),
+        single(system.c),
+        None if system.d is None else single(system.d),
         system.sampling_time,
         system.output,
     )
