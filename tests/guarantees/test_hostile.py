@@ -48,6 +48,7 @@ from compressm.ops import (
     diagonal_lti,
     diagonal_reference,
     diagonal_step,
+    low_rank_response,
     use_cost_table,
     use_kernels,
 )
@@ -188,6 +189,7 @@ def test_recurrences_and_systems(data: st.DataObject) -> None:
         (dense_lti, dense),
         (dense_reference, dense),
         (dense_bank_response, {"a": re(H, N, N), "b": re(H, N), "c": re(H, N), "length": 5}),
+        (low_rank_response, {name: re(H, N) for name in ("nu", "theta", "p", "q", "b", "c")} | {"length": 5}),
         (choose_form, {**sizes, "training": True, "machine": None}),
         (c.StateSpace, {**system, "sampling_time": 1.0}),
         (c.hankel_singular_values, {"system": whole, "frame": c.Frame.REAL, "horizon": None}),

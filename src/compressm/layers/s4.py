@@ -10,7 +10,7 @@ from compressm.layers.base import check_size
 from compressm.layers.hippo import check_steps, diagonal_legs, legs, log_uniform
 from compressm.layers.systems import DenseBank, DiagonalBank
 from compressm.ops.bank import bank_convolution, bank_lti, bank_step
-from compressm.ops.dense_bank import dense_bank_response
+from compressm.ops.low_rank import low_rank_response
 from compressm.ops.precision import precise, working_dtype
 from compressm.ops.sampling import Sampling, sample
 
@@ -23,9 +23,9 @@ class S4(BankLayer):
     x_k = Ad x_{k-1} + Bd u_k and y_k = Re(C_h x_k) + D_h u_k. A + A* is negative definite, so the layer is stable for
     every value of the parameters. Complex states are stored whole: no conjugate halves.
 
-    The kernel C Ad^l Bd comes from the sampled matrices (N x N for each channel, by the Woodbury identity), in
-    float64. A cut makes the layer diagonal: P loses its only row, and it then runs as S4D does. The gradient of P
-    would vanish at P = 0, so it stays diagonal.
+    Sampled, the state matrix is diagonal plus low rank again, and the kernel C Ad^l Bd is computed in that form, in
+    float64, since for large P its terms cancel (`low_rank_response`). A cut makes the layer diagonal: P loses its only
+    row, and it then runs as S4D does. The gradient of P would vanish at P = 0, so it stays diagonal.
 
     Parameters, all real: log_dt, D (H,); log_A_real, A_imag, B_re, B_im, C_re, C_im (H, N); P_re, P_im (R, H, N) with
     R = 1, or 0 after a cut. At the start A and B are HiPPO-LegS in the eigenvectors of its normal part, steps are
@@ -77,7 +77,8 @@ class S4(BankLayer):
         if self.is_diagonal:
             return bank_lti(*self._diagonal_system(), u, feedthrough=self.D)
         with torch.autocast(device_type=u.device.type, enabled=False):
-            kernel = dense_bank_response(*self.sampled(), u.shape[1])
+            nu, theta, p, q, b = self._sampled_low_rank()
+            kernel = low_rank_response(nu, theta, p, q, b, self._output(), u.shape[1])
             dtype = working_dtype(u)
             return bank_convolution(u.to(dtype), kernel.to(dtype), self.D).to(u.dtype)
 
@@ -99,24 +100,32 @@ class S4(BankLayer):
         if self.is_diagonal:
             return bank_step(*self._diagonal_system(), u, state, feedthrough=self.D)
         dtype = state.dtype
-        a, b, c = (t.to(dtype.to_complex()) for t in self.sampled())
-        v = u.to(dtype)
-        x = (a @ torch.view_as_complex(state).unsqueeze(-1)).squeeze(-1) + b * v.unsqueeze(-1)
+        nu, theta, p, q, b = self._sampled_low_rank()
+        pole = torch.polar(torch.exp(-nu), theta)
+        pole, p, q, b, c = (t.to(dtype.to_complex()) for t in (pole, p, q, b, self._output()))
+        v, x = u.to(dtype), torch.view_as_complex(state)
+        x = pole * x - p * (q * x).sum(-1, keepdim=True) + b * v.unsqueeze(-1)
         y = (c * x).sum(-1).real + self.D.to(dtype) * v
         return y.to(u.dtype), torch.view_as_real(x)
 
     def sampled(self) -> tuple[Tensor, Tensor, Tensor]:
         """The discrete systems in float64: Ad (H, N, N), Bd (H, N), C (H, N)."""
-        half = precise(self.log_dt).exp()[:, None] / 2
-        pole = torch.complex(-precise(self.log_A_real).exp(), precise(self.A_imag))
-        b, c = (torch.complex(precise(re), precise(im)) for re, im in ((self.B_re, self.B_im), (self.C_re, self.C_im)))
-        inverse = torch.diag_embed(1 / (1 - half * pole))
-        for p_re, p_im in zip(self.P_re, self.P_im, strict=True):  # (M + d/2 p p*)^{-1}, Woodbury
-            p = torch.complex(precise(p_re), precise(p_im)).unsqueeze(-1)
-            left, right = inverse @ p, p.mH @ inverse
-            inverse = inverse - left @ right / (1 / half.unsqueeze(-1) + right @ p)
-        eye = torch.eye(self.order, dtype=inverse.dtype, device=inverse.device)
-        return 2 * inverse - eye, (inverse @ (2 * half * b).unsqueeze(-1)).squeeze(-1), c
+        nu, theta, p, q, b = self._sampled_low_rank()
+        pole = torch.polar(torch.exp(-nu), theta)
+        return torch.diag_embed(pole) - p.unsqueeze(-1) * q.unsqueeze(-2), b, self._output()
+
+    def _sampled_low_rank(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """nu, theta, p, q, Bd (H, N) in float64: Ad = diag(exp(-nu + i theta)) - p q^T, by the Woodbury identity."""
+        step = precise(self.log_dt).exp()[:, None]
+        nu, theta, re, im = sample(precise(self.log_A_real).exp(), self.A_imag, step, Sampling.BILINEAR)
+        gain, b, p = torch.complex(re, im), _complex(self.B_re, self.B_im), _complex(self.P_re[0], self.P_im[0])
+        q = gain * p.conj()
+        share = 2 + (q * p).sum(-1, keepdim=True)
+        b = gain * (b - p * ((q * b).sum(-1, keepdim=True) / share))
+        return nu, theta, gain * p, q * (2 / (step * share)), b
+
+    def _output(self) -> Tensor:
+        return _complex(self.C_re, self.C_im)
 
     def _diagonal_system(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         step = precise(self.log_dt).exp()[:, None]
@@ -128,3 +137,7 @@ class S4(BankLayer):
         )
         weight = gain * b * c
         return nu, theta, weight.real, weight.imag
+
+
+def _complex(re: Tensor, im: Tensor) -> Tensor:
+    return torch.complex(precise(re), precise(im))

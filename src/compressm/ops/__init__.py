@@ -18,6 +18,7 @@ from compressm.ops.diagonal import diagonal_step as diagonal_step
 from compressm.ops.kernels import kernels_missing as kernels_missing
 from compressm.ops.kernels import kernels_run as kernels_run
 from compressm.ops.kernels import use_kernels as use_kernels
+from compressm.ops.low_rank import low_rank_response as low_rank_response
 from compressm.ops.memory import keep_freed_memory as keep_freed_memory
 from compressm.ops.reference import dense_reference as dense_reference
 from compressm.ops.reference import diagonal_reference as diagonal_reference

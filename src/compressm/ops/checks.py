@@ -79,6 +79,16 @@ def check_dense_bank(a: Tensor, b: Tensor, c: Tensor, length: int) -> None:
         raise InvalidSystemError(f"Wanted a (H, N, N) and b, c (H, N); found {_shapes({'a': a, 'b': b, 'c': c})}.")
 
 
+def check_low_rank_bank(nu: Tensor, theta: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, length: int) -> None:
+    """Raise InvalidSystemError unless these are the systems of `low_rank_response`; ConfigError for the length."""
+    named = {"nu": nu, "theta": theta, "p": p, "q": q, "b": b, "c": c}
+    require_tensors(nu=nu, theta=theta)
+    require_tensors(complex_too=True, **named)
+    require_integer("length", length, 0)
+    if nu.ndim != 2 or any(t.shape != nu.shape for t in named.values()):
+        raise InvalidSystemError(f"Wanted nu, theta, p, q, b, c (H, N); found {_shapes(named)}.")
+
+
 def check_state(state: Tensor, u: Tensor, *shape: int) -> None:
     """Raise InvalidSystemError unless `u` is (batch, H) and `state` is (batch, *shape) beside it."""
     require_tensors(state=state, u=u)
