@@ -42,7 +42,7 @@ ARGUMENTS = [
     "--set", "training.log_every=5", "--set", "output.tensorboard=false", "--set", "output.pictures=false",
 ]  # fmt: skip
 WINDOWS = {
-    "cut": ("compressm.training.compressor", "compress_"),
+    "cut": ("compressm.training.trained", "compress_"),
     "write": ("compressm.checkpoint.saving", "write_folder"),
     "save": ("compressm.cli.recorder", "Recorder.save"),
 }

@@ -9,32 +9,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from compressm.adapters.calibration import Calibration
-from compressm.adapters.holding import identity_of, reference_tensor
+from compressm.adapters.holding import identity_of
 from compressm.adapters.mirroring import mirrored_layer, mirrored_update
-from compressm.adapters.moments import output_change
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
 from compressm.adapters.uncompiled import uncompiled
 from compressm.adapters.update import LayerUpdate
-from compressm.analysis import Decision, LayerAnalysis, read_system, significant_tail
+from compressm.analysis.accounts import plan_of, report_of
+from compressm.analysis.decision import Decision
+from compressm.analysis.layer import LayerAnalysis
 from compressm.checks import require_each, require_kind
-from compressm.errors import SurgeryError, TiedParametersError, UnstableSystemError
-from compressm.linalg.horizon import horizon_norms
-from compressm.linalg.norms import difference, h2_norm, hinf_estimate, hinf_norm
-from compressm.linalg.statespace import StateSpace
+from compressm.errors import TiedParametersError
 from compressm.reduction.criteria import Budget
-from compressm.reduction.report import (
-    BankSpectrum,
-    CompressionReport,
-    LayerPlan,
-    LayerReport,
-    ReductionPlan,
-    mean_spectrum,
-)
-from compressm.reduction.result import GramianSource, Reduction
+from compressm.reduction.report import CompressionReport, ReductionPlan
 from compressm.settings import CompressionSettings
 from compressm.surgery.operation import operate
 from compressm.surgery.optimizer import as_sequence
@@ -99,7 +89,7 @@ def analyze(
     plans = []
     for layer in layers:
         analysis = _analysis(layer.ref, settings, calibration, budgets)
-        plans.append(_plan_of(analysis, analysis.decide(reduce=False)))
+        plans.append(plan_of(analysis, analysis.decide(reduce=False)))
     return ReductionPlan(tuple(plans), _unsupported(model, layers))
 
 
@@ -155,7 +145,7 @@ def compress_(
     ]
     operation = operate(items, optimizer, settings.optimizer_policy, followers)
     try:
-        reports = tuple(_report_of(c, settings) for c in cuts)
+        reports = tuple(report_of(c.analysis, c.decision, c.update, c.seconds) for c in cuts)
     except BaseException:
         operation.undo.undo()
         raise
@@ -218,129 +208,6 @@ def _analysis(
     capture = None if calibration is None else calibration.capture(ref.name)
     budget = None if budgets is None else budgets.get(ref.name)
     return LayerAnalysis(ref, settings, capture, budget)
-
-
-def _sources(decision: Decision) -> tuple[str, str]:
-    if decision.weighting is None:
-        return "none", "none"
-    horizon = "" if decision.weighting.horizon is None else f" ({decision.weighting.horizon} steps)"
-    p, q = decision.weighting.controllability, decision.weighting.observability
-    white = GramianSource.WHITE
-    return p.value + horizon * (p is white), q.value + horizon * (q is white)
-
-
-def _bounded(analysis: LayerAnalysis, decision: Decision) -> bool:
-    return analysis.has_bound and decision.weighting is not None and decision.weighting.is_white
-
-
-def _discarded(decision: Decision, states: Tensor | int) -> tuple[float, float]:
-    """The discarded fraction of the sum of the values, and 2 * tail."""
-    tail, bound = significant_tail(decision.values, states)
-    if decision.discarded is None:
-        return tail, bound
-    total = float(decision.values.sum())
-    return (float(decision.discarded.sum()) / total if total > 0 else 0.0), bound
-
-
-def _plan_of(analysis: LayerAnalysis, decision: Decision) -> LayerPlan:
-    order, choice = analysis.slots, decision.choice
-    states = order * analysis.per_slot if choice is None else choice.states
-    discarded, bound = _discarded(decision, states)
-    return LayerPlan(
-        name=analysis.ref.name,
-        layer=type(analysis.ref.module).__name__,
-        order=order,
-        planned_order=order if choice is None else choice.stored(analysis.per_slot),
-        planned_states=states,
-        states_per_slot=analysis.per_slot,
-        hankel_singular_values=mean_spectrum(decision.values),
-        discarded=discarded,
-        bound=bound if _bounded(analysis, decision) else None,
-        controllability=_sources(decision)[0],
-        observability=_sources(decision)[1],
-        reason=None if choice is not None else "; ".join(decision.fallbacks) or "the criterion wants no smaller order",
-        bank=BankSpectrum.of(decision.values),
-    )
-
-
-def _report_of(cut: _Cut, settings: CompressionSettings) -> LayerReport:
-    """The report on one layer, measured on what is stored now. Raises where that is not what was meant."""
-    begun = time.perf_counter()
-    analysis, decision, reduction = cut.analysis, cut.decision, cut.decision.reduction
-    full, name = analysis.system, analysis.ref.name
-    stored = full
-    if reduction is not None and cut.update is not None:
-        stored = _check_stored(analysis.ref, full, cut.update)
-    states = analysis.slots * analysis.per_slot if reduction is None else _states(analysis, reduction)
-    discarded, bound = _discarded(decision, states)
-    kept = None if reduction is None else reduction.states
-    horizon = None if decision.weighting is None else decision.weighting.horizon
-    errors = _Errors(0.0, None, 0.0, None)
-    if reduction is not None:
-        errors = _errors(full, stored, settings.exact_norms, horizon)
-    return LayerReport(
-        name=name,
-        layer=type(analysis.ref.module).__name__,
-        order_before=analysis.slots,
-        order_after=analysis.slots if reduction is None else stored.order,
-        real_order=reduction.real_order if reduction is not None else full.order * (2 if full.is_complex else 1),
-        hankel_singular_values=mean_spectrum(decision.values),
-        discarded=discarded,
-        bound=bound if _bounded(analysis, decision) else None,
-        hinf_error=errors.hinf,
-        hinf_norm=errors.hinf_norm,
-        hinf_exact=settings.exact_norms,
-        h2_error=errors.h2,
-        h2_norm=errors.h2_norm,
-        output_change=output_change(full, stored, analysis.capture) if reduction is not None else None,
-        controllability=_sources(decision)[0],
-        observability=_sources(decision)[1],
-        conditioning=reduction.conditioning if reduction is not None else 1.0,
-        fallbacks=decision.fallbacks,
-        seconds=cut.seconds + time.perf_counter() - begun,
-        bank=BankSpectrum.of(decision.values, kept),
-    )
-
-
-def _states(analysis: LayerAnalysis, reduction: Reduction) -> Tensor | int:
-    """How many balanced states (or kept states, for a selection) each system has after a cut."""
-    if reduction.states is not None:
-        return reduction.states
-    return reduction.order if analysis.per_slot == 1 else reduction.real_order
-
-
-def _check_stored(ref: LayerRef, full: StateSpace, update: LayerUpdate) -> StateSpace:
-    stored = read_system(ref)
-    if stored.order != update.order:
-        raise SurgeryError(
-            f"{ref.label}: the adapter's update declares the order {update.order}, but {stored.order} is read back."
-        )
-    if full.is_stable() and not stored.is_stable():
-        raise UnstableSystemError(
-            f"{ref.label}: the reduced layer is stable in double precision, but rounding to "
-            f"{reference_tensor(ref.module).dtype} makes it unstable. Keep this layer's parameters in a wider dtype."
-        )
-    return stored
-
-
-@dataclass(frozen=True)
-class _Errors:
-    hinf: float | None
-    hinf_norm: float | None
-    h2: float | None
-    h2_norm: float | None
-
-
-def _errors(full: StateSpace, stored: StateSpace, exact: bool, horizon: int | None) -> _Errors:
-    """The norms, over the horizon of the Gramians where there are no others."""
-    error = difference(full, stored)
-    if not error.is_stable():
-        if horizon is None:
-            return _Errors(None, None, None, None)
-        lost, whole = horizon_norms(error, horizon), horizon_norms(full, horizon)
-        return _Errors(lost.gain, whole.gain, lost.energy, whole.energy)
-    peak = hinf_norm if exact else hinf_estimate
-    return _Errors(peak(error), peak(full), h2_norm(error), h2_norm(full))
 
 
 def _unsupported(model: nn.Module, layers: Sequence[_Layer]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from compressm.reduction.criteria import FixedOrder
-from compressm.training import At, compressor
+from compressm.training import At, trained
 
 RunFactory = Callable[..., Any]
 ARGUMENTS = {"schedule": At((3, 6)), "criteria": (FixedOrder(8), FixedOrder(5))}
@@ -23,7 +23,7 @@ def test_the_cut_is_whole(
     uninterrupted = make_run(**ARGUMENTS)
     uninterrupted.train(8)
     wanted = uninterrupted.save()
-    real = compressor.compress_
+    real = trained.compress_
 
     def pressed(*args: Any, **kwargs: Any) -> Any:
         if when == "before":
@@ -35,7 +35,7 @@ def test_the_cut_is_whole(
 
     run = make_run(**ARGUMENTS)
     with monkeypatch.context() as patch:
-        patch.setattr(compressor, "compress_", pressed)
+        patch.setattr(trained, "compress_", pressed)
         with pytest.raises(KeyboardInterrupt):
             run.train(6)
     assert run.compressor.steps == 3

@@ -130,7 +130,7 @@ def test_a_cut_that_fails(on_error: OnError, monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: Any, **__: Any) -> None:
         raise SurgeryError("no")
 
-    monkeypatch.setattr("compressm.training.compressor.compress_", fail)
+    monkeypatch.setattr("compressm.training.trained.compress_", fail)
     made = compressor(on_error=on_error)
     made.step()
     if on_error is OnError.RAISE:

@@ -14,14 +14,10 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from compressm.adapters.calibration import MAX_TOKENS, Calibration
 from compressm.adapters.registry import Adapters
-from compressm.analysis import read_system
-from compressm.checks import brief, require_each, require_kind
-from compressm.compress import compress_
+from compressm.checks import brief, require_kind
 from compressm.errors import CompressmError, ConfigError, DistributedError, SurgeryError
 from compressm.reduction.criteria import Criterion
-from compressm.reduction.report import CompressionReport
 from compressm.reduction.result import GramianSource
 from compressm.settings import CompressionSettings
 from compressm.surgery.snapshot import Snapshot, Stateful
@@ -32,7 +28,6 @@ from compressm.training.history import Cut, Event, History, RolledBack, Skipped
 from compressm.training.interrupts import held_interrupts
 from compressm.training.plan import make_plan
 from compressm.training.probe import Probe
-from compressm.training.processes import processes_of
 from compressm.training.schedule import Schedule
 from compressm.training.state import (
     VERSION,
@@ -44,8 +39,7 @@ from compressm.training.state import (
     times_to_state,
 )
 from compressm.training.summary import PeakMemory, TrainingSummary, summarise
-from compressm.training.targets import require_layers, require_mirrors, require_their_optimizer
-from compressm.training.watch import StepWatch
+from compressm.training.trained import Trained
 
 _log = logging.getLogger(__name__)
 
@@ -113,39 +107,17 @@ class InTrainingCompressor:
     ) -> None:
         self.plan = make_plan(schedule, total_steps, settings, criteria, calibration_steps, guard)
         require_kind("on_error", on_error, OnError)
-        require_kind("grad_scaler", grad_scaler, GradScaler, type(None))
         if on_cut is not None and not callable(on_cut):
             raise ConfigError(f"on_cut is {brief(on_cut)}; wanted a function of the Cut, or None.")
-        self.processes = processes_of(model)
-        self.model = model = self.processes.model
-        self._optimizers = tuple(optimizer) if isinstance(optimizer, Sequence) else (optimizer,)
-        schedulers = tuple(scheduler) if isinstance(scheduler, Sequence) else (scheduler,)
-        for item in schedulers:
-            require_kind("scheduler", item, Stateful, wanted="an object with state_dict and load_state_dict")
-        self._restorable = schedulers if grad_scaler is None else (*schedulers, grad_scaler)
-        self._adapters, self._on_cut, self._on_error = adapters, on_cut, on_error
-        require_each("mirrors", mirrors, nn.Module, wanted="a sequence of copies of the model")
-        layers = require_layers(model, adapters)
-        with self.whole():
-            self._mirrors = tuple(mirrors)
-            require_mirrors(layers, self._mirrors)
-            self.history = History({x.name: x.adapter.slots(x.module, read_system(x)) for x in layers})
-        self._all = nn.ModuleList([model, *self._mirrors]) if mirrors else model
+        self._trained = Trained(model, optimizer, scheduler, grad_scaler, adapters, mirrors)
+        self.model, self.processes = self._trained.model, self._trained.processes
+        self._on_cut, self._on_error = on_cut, on_error
+        self.history = History(self._trained.initial)
         self._clock, self._peak = StepClock(self.history.initial), PeakMemory()
         self._steps, self._stopped, self._closed = 0, False, False
         self._probe: Probe | None = None
         gradients = self.plan.settings.observability is GramianSource.LOSS
-        scale = None if grad_scaler is None else grad_scaler.get_scale
-        self._calibration = Calibration(
-            model,
-            adapters=adapters,
-            capture_gradients=gradients,
-            max_tokens=-(-MAX_TOKENS // self.processes.size),
-            grad_scale=scale,
-            training_only=True,
-        )
-        self._watch = StepWatch(self._optimizers)
-        require_their_optimizer(layers, self._optimizers)
+        self._calibration = self._trained.calibration(capture_gradients=gradients)
         self._check_processes()
         self._arrange_capture()
 
@@ -184,7 +156,7 @@ class InTrainingCompressor:
         That is so anyway, but for a model under `fully_shard`: its parameters and their optimizer state are gathered
         on every process, and sharded again at the end.
         """
-        return self.processes.whole(self._optimizers)
+        return self._trained.whole()
 
     def step(self) -> tuple[Event, ...]:
         """Count one optimizer step and do what is due after it; the events of this step, mostly none.
@@ -194,7 +166,7 @@ class InTrainingCompressor:
         """
         if self._closed:
             raise SurgeryError("This compressor was closed; make a new one to go on cutting.")
-        self._watch.require_outside()
+        self._trained.watch.require_outside()
         self._clock.enter(captured=self._calibration.started)
         with held_interrupts():
             self._steps += 1
@@ -224,7 +196,7 @@ class InTrainingCompressor:
         self._closed, self._probe = True, None
         self._calibration.stop()
         self._calibration.clear()
-        self._watch.close()
+        self._trained.watch.close()
         self.processes.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -249,18 +221,18 @@ class InTrainingCompressor:
         Raises ConfigError, naming what differs, where this compressor's settings or layers are others; nothing has
         changed then.
         """
+        trained = self._trained
         check_state(state, self.plan, list(self.history.initial))
         with damage_told(), self.whole():
             history = History.from_dict(state["history"])
-            probe = probe_from_state(state["probe"], self._all, self._optimizers, self._restorable)
+            probe = probe_from_state(state["probe"], trained.all, trained.optimizers, trained.restorable)
             clock, peak = times_from_state(state.get("seconds"), history)
             self._calibration.load_state_dict(state["calibration"])  # the last thing that can fail
         self._calibration.stop()
         self.history, self._probe, self._clock, self._peak = history, probe, clock, peak
         self._steps, self._stopped = state["steps"], state["stopped"]
         self._check_processes()
-        self.processes.resized()
-        drop_graphs()
+        trained.resized()
         self._arrange_capture()
 
     def __enter__(self) -> InTrainingCompressor:
@@ -289,14 +261,7 @@ class InTrainingCompressor:
             self._check_processes()
             before, snapshot = self._before_cut()
             with self._clock.timing(Work.CUT):
-                report = self.processes.cut(
-                    lambda: self._compress(settings),
-                    settings,
-                    self._optimizers,
-                    self._calibration,
-                    self._adapters,
-                    self._mirrors,
-                )
+                report = self._trained.cut(settings, self._calibration, self.history.budgets())
         except (CompressmError, torch.linalg.LinAlgError) as error:
             if self._on_error is OnError.RAISE or isinstance(error, ConfigError | DistributedError):
                 raise
@@ -318,40 +283,24 @@ class InTrainingCompressor:
             self._on_cut(cut)
         return cut
 
-    def _compress(self, settings: CompressionSettings) -> CompressionReport:
-        return compress_(
-            self.model,
-            settings,
-            optimizer=self._optimizers,
-            calibration=self._calibration,
-            adapters=self._adapters,
-            budgets=self.history.budgets(),
-            mirrors=self._mirrors,
-        )
-
     def _before_cut(self) -> tuple[float, Snapshot | None]:
         guard = self.plan.guard
         if guard is None:
             return 0.0, None
         with self._clock.timing(Work.GUARD):
-            before = self.processes.agreed(guard.measure(self.model))
-            with self.whole():
-                return before, Snapshot.take(self._all, self._optimizers, self._restorable)
+            return self._trained.measure(guard), self._trained.snapshot()
 
     def _judge(self, probe: Probe) -> tuple[Event, ...]:
         guard = self.plan.guard
         if guard is None:
             return ()
         with self._clock.timing(Work.GUARD), self.not_capturing():
-            after = self.processes.agreed(guard.measure(self.model))
+            after = self._trained.measure(guard)
         self._probe = None
         if not guard.refuses(probe.before, after):
             return ()
         with self._clock.timing(Work.GUARD):
-            with self.whole():
-                probe.snapshot.restore()
-            self.processes.resized()
-        drop_graphs()
+            self._trained.restore(probe.snapshot)
         event = RolledBack(self._steps, probe.cut.step, probe.before, after, guard.allowed, probe.cut.report)
         self._steps = probe.cut.step
         self.history = History(self.history.initial, (*probe.events, event))
@@ -363,19 +312,17 @@ class InTrainingCompressor:
         return (event,)
 
     def _peak_memory(self) -> PeakMemory:
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        return PeakMemory.now(device).or_more(self._peak)
+        return self._trained.peak_memory().or_more(self._peak)
 
     def _check_processes(self) -> None:
         """Raise DistributedError, on every process, where they are not at the same point of the same run."""
         orders = [cut.report.orders() for cut in self.history.cuts]
         what = {
             "the plan": self.plan.fingerprint(),
-            "the number of mirrors": len(self._mirrors),
             "the step": self._steps,
             "the orders after each cut": orders,
         }
-        self.processes.check(what, self._optimizers)
+        self._trained.check(what)
 
     def _tell(self, level: int, text: str, *values: object) -> None:
         if self.processes.rank == 0:

@@ -40,7 +40,7 @@ def pool_moments(
         tokens = [sum(each[ref.name][k] for each in counts) for k in range(2)]
         try:
             analysis = LayerAnalysis(ref, settings, captures[ref.name], None)
-            sums[ref.name] = analysis.moment_sums((tokens[0], tokens[1]))
+            sums[ref.name] = analysis.gramians.moment_sums((tokens[0], tokens[1]))
         except (CompressmError, torch.linalg.LinAlgError):
             failed = True
             break

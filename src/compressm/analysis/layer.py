@@ -1,70 +1,37 @@
-"""The analysis of one layer: its system, the Gramians that are wanted or left to fall back on, and the order."""
+"""The analysis of one layer: its system, its Gramians, the order that the criterion wants, and the reduction."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
-import torch
 from torch import Tensor
 
 from compressm.adapters.base import Form
 from compressm.adapters.calibration import Capture
-from compressm.adapters.holding import in_double, reference_tensor
-from compressm.adapters.moments import (
-    MomentSum,
-    controllability_moments,
-    controllability_sum,
-    observability_moments,
-    observability_sum,
-)
 from compressm.adapters.registry import LayerRef
-from compressm.errors import (
-    AdapterError,
-    CompressmError,
-    InvalidSystemError,
-    UnstableSystemError,
-    UnsupportedReductionError,
-)
+from compressm.analysis.decision import Decision
+from compressm.analysis.gramians import LayerGramians, is_undamped
+from compressm.analysis.realization import read_system
+from compressm.errors import InvalidSystemError, UnstableSystemError, UnsupportedReductionError
 from compressm.linalg.clamping import Clamped, clamp_poles
 from compressm.linalg.forms import Frame, states_per_slot
-from compressm.linalg.gramians import GramianFactors, controllability_factor, dual, moment_factor, white_factors
-from compressm.linalg.hankel import hankel_spectrum
 from compressm.linalg.horizon import horizon_norms
-from compressm.linalg.norms import difference, error_bound, hinf_estimate, hinf_norm
-from compressm.linalg.statespace import StateSpace
-from compressm.reduction.criteria import Budget, OrderChoice, Spectrum, Tolerance, significant_values, tails
+from compressm.linalg.norms import difference, hinf_estimate, hinf_norm
+from compressm.reduction.criteria import Budget, OrderChoice, Spectrum, Tolerance, tails
 from compressm.reduction.keeping import BalancedKeepSets, BalancedSelection, KeepSets, ModalKeepSets
 from compressm.reduction.reduce import reduce_dense, reduce_diagonal, require_feedthrough
 from compressm.reduction.reducers import Reducer
-from compressm.reduction.result import GramianSource, Reduction
+from compressm.reduction.result import Reduction
 from compressm.reduction.selection import ModalTruncation
 from compressm.reduction.shared import reduce_shared, share
 from compressm.reduction.trials import Trial, Trials
 from compressm.reduction.weighting import Refusal, Weighting
 from compressm.settings import BatchOrder, CompressionSettings, Unstable
 
-_ON_THE_CIRCLE = 1e-12  # |pole| - 1 that rounding in double precision may leave of an undamped oscillation
-_UNDAMPED_HORIZON = 1024  # steps, where nothing was captured
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What became of one layer: the values that decided, the choice, and the reduction if any.
-
-    `values` are Hankel singular values, or the scores of a modal truncation; `(*h, k)` for a bank of systems.
-    `discarded` is what a choice among the present states loses of their sum, `(*h,)`; None where that is the tail.
-    """
-
-    values: Tensor
-    weighting: Weighting | None
-    choice: OrderChoice | None
-    reduction: Reduction | None
-    fallbacks: tuple[str, ...]
-    discarded: Tensor | None = None
 
 
 class LayerAnalysis:
@@ -91,6 +58,7 @@ class LayerAnalysis:
         if settings.unstable is Unstable.CLAMP and not (self.system.is_stable() or is_undamped(self.system)):
             self._clamped = self._clamp()
             self.system = self._clamped.system
+        self.gramians = LayerGramians(ref.label, self.system, self.frame, self.capture, settings, self.reducer)
 
     @property
     def per_slot(self) -> int:
@@ -141,7 +109,8 @@ class LayerAnalysis:
             return self._select(self._modal_keep_sets(self.reducer), None, reduce, ())
         fallbacks: list[str] = []
         first: Decision | None = None
-        for weighting in self._weightings(fallbacks):
+        for found in self.gramians.weightings(fallbacks):
+            weighting = share(found) if self.ref.adapter.form is Form.SHARED else found
             if isinstance(self.reducer, BalancedSelection):
                 rules = self.ref.adapter.selection(self.ref.module)
                 sets = BalancedKeepSets(self.system, weighting, self.reducer, rules)
@@ -164,18 +133,6 @@ class LayerAnalysis:
         if first is None:
             raise InvalidSystemError(f"{self.ref.label}: no Gramians could be computed: {'; '.join(fallbacks)}")
         return replace(first, fallbacks=(*fallbacks, "not cut"))
-
-    def moment_sums(self, tokens: tuple[int, int]) -> tuple[MomentSum | None, MomentSum | None]:
-        """The sums behind the Gramians from data that the settings ask for, of this process's own captures.
-
-        `tokens` are the positions of inputs and of gradients that all processes captured.
-        """
-        p = q = None
-        if self.settings.controllability is GramianSource.DATA:
-            p = controllability_sum(self._balanced, self.capture, self.frame, tokens[0])
-        if self.settings.observability is GramianSource.LOSS:
-            q = observability_sum(self._balanced, self.capture, self.frame, tokens[1])
-        return p, q
 
     def _spectrum(self, values: Tensor) -> Spectrum:
         if self.settings.batch_order is BatchOrder.POOLED and values.ndim > 1:
@@ -211,7 +168,7 @@ class LayerAnalysis:
         """Whether the H-infinity error is at most that; over a finite horizon where there is no other."""
         error = difference(self.system, reduction.system)
         if not error.is_stable():
-            return self._horizon is not None and horizon_norms(error, self._horizon).gain <= tolerance
+            return self.gramians.horizon is not None and horizon_norms(error, self.gramians.horizon).gain <= tolerance
         if hinf_estimate(error) > tolerance:
             return False
         return not self.settings.exact_norms or hinf_norm(error) <= tolerance
@@ -244,141 +201,6 @@ class LayerAnalysis:
     def _pooled_sums(self, sets: KeepSets, size: int) -> Tensor:
         lost = sets.discarded(size)
         return lost.mean() if self.settings.batch_order is BatchOrder.POOLED else lost
-
-    def _weightings(self, fallbacks: list[str]) -> Iterator[Weighting]:
-        for controllability, observability, horizon in self._candidates():
-            white = GramianSource.WHITE in (controllability, observability)
-            if white and horizon is None:
-                self.system.require_stable(self.ref.label)
-            if controllability is observability is GramianSource.WHITE:
-                factors = white_factors(self._balanced, self.frame, horizon)
-            else:
-                p = self._data_factor if controllability is GramianSource.DATA else self._white(self._balanced, horizon)
-                if p is None:
-                    fallbacks.append(f"{controllability.value}/{observability.value} Gramians: no inputs were captured")
-                    continue
-                loss = observability is GramianSource.LOSS
-                q = self._loss_factor if loss else self._white(dual(self._balanced), horizon)
-                if q is None:
-                    fallbacks.append(
-                        f"{controllability.value}/{observability.value} Gramians: no gradients were captured"
-                    )
-                    continue
-                factors = GramianFactors(p, q, self.frame)
-            used = horizon if white else None
-            weighting = Weighting(factors, hankel_spectrum(factors), controllability, observability, used)
-            yield share(weighting) if self.ref.adapter.form is Form.SHARED else weighting
-
-    def _candidates(self) -> list[tuple[GramianSource, GramianSource, int | None]]:
-        wanted, white, horizon = self.settings, GramianSource.WHITE, self._horizon
-        options = [
-            (wanted.controllability, wanted.observability, horizon),
-            (wanted.controllability, white, horizon),
-            (white, white, horizon),
-            (white, white, None),
-        ]
-        if horizon is not None and not self.system.is_stable():
-            options = options[:3]
-        return list(dict.fromkeys(options))
-
-    @cached_property
-    def _horizon(self) -> int | None:
-        """The steps of finite-horizon Gramians: as set, or for a layer without any damping those of what it sees."""
-        if self.settings.horizon is not None or not is_undamped(self.system):
-            return self.settings.horizon
-        seen = (*self.capture.inputs, *self.capture.gradients)
-        return max((values.shape[1] for values, _ in seen), default=_UNDAMPED_HORIZON)
-
-    def _white(self, system: StateSpace, horizon: int | None) -> Tensor:
-        return controllability_factor(system, self.frame, horizon)
-
-    @cached_property
-    def _balanced(self) -> StateSpace:
-        return self.reducer.balanced_system(self.system) if isinstance(self.reducer, Reducer) else self.system
-
-    @cached_property
-    def _data_factor(self) -> Tensor | None:
-        return self._factor(controllability_moments(self._balanced, self.capture, self.frame))
-
-    @cached_property
-    def _loss_factor(self) -> Tensor | None:
-        return self._factor(observability_moments(self._balanced, self.capture, self.frame))
-
-    def _factor(self, moments: Tensor | None) -> Tensor | None:
-        if moments is None:
-            return None
-        if not bool(torch.isfinite(moments).all()):
-            self.system.require_stable(self.ref.label)
-            raise InvalidSystemError(
-                f"{self.ref.label}: the states overflow on the captured passes; scale weights or inputs down."
-            )
-        return moment_factor(moments)
-
-
-def is_undamped(system: StateSpace) -> bool:
-    """Whether the largest poles lie on the unit circle, to within rounding: infinite-horizon Gramians do not exist."""
-    if system.is_stable():
-        return False
-    if system.log_a is not None:
-        return bool((system.log_a.real <= _ON_THE_CIRCLE).all())
-    return bool((system.spectral_radius() <= 1 + _ON_THE_CIRCLE).all())
-
-
-def read_system(ref: LayerRef) -> StateSpace:
-    """The layer's system in double precision, verified against the layer's own forward pass.
-
-    Raises AdapterError where the adapter misreads the layer, InvalidSystemError, naming the layer, for bad values.
-    """
-    try:
-        system = ref.adapter.read(ref.module).to_double()
-    except InvalidSystemError as error:
-        raise InvalidSystemError(f"{ref.label}: {error}") from error
-    except AttributeError as error:
-        raise AdapterError(
-            f"{ref.label}: {type(ref.adapter).__name__} cannot read {type(ref.module).__name__}: {error}."
-        ) from error
-    verify_realization(ref, system)
-    return system
-
-
-def verify_realization(ref: LayerRef, system: StateSpace, length: int = 8) -> None:
-    """Raise AdapterError unless the layer's forward pass is the system that was read, on a short random input."""
-    like = reference_tensor(ref.module)
-    generator = torch.Generator().manual_seed(0)
-    u = torch.randn(2, length, system.input_features, generator=generator, dtype=torch.float64)
-    with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
-        try:
-            found = in_double(ref.adapter.response(ref.module, u.to(like.device, like.dtype)))
-        except CompressmError:
-            raise
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise AdapterError(
-                f"{ref.label}: the forward pass failed on an input of shape {tuple(u.shape)}: {error}"
-            ) from error
-    wanted = system.simulate(u.to(like.dtype).double())
-    tolerance = min(100 * torch.finfo(like.dtype).eps ** 0.75, 0.1)  # a wrong factor or sign changes more than this
-    size = float(wanted.abs().max())
-    error = float((found - wanted).abs().max()) if found.shape == wanted.shape else float("inf")
-    if not error <= tolerance * max(size, 1e-30):
-        raise AdapterError(
-            f"{ref.label}: {type(ref.adapter).__name__} read a system whose output differs from that of "
-            f"{type(ref.module).__name__}'s own forward pass by {error:.1e} (the output's size is {size:.1e}). The "
-            f"layer has an option that the adapter does not know, or only shares its name. Nothing was cut. Register "
-            f"an adapter for {type(ref.module).__module__}.{type(ref.module).__qualname__}, or leave it alone with "
-            f"adapters={{{type(ref.module).__name__}: None}}."
-        )
-
-
-def significant_tail(values: Tensor, states: Tensor | int) -> tuple[float, float]:
-    """The discarded fraction of the sum of the values beyond `states`, and the bound 2 * tail.
-
-    For a bank, `values` `(*h, k)` and `states` `(*h,)` or one number: the fraction of the sum over all systems, and the
-    largest bound of any, which is the bound of the bank.
-    """
-    kept = significant_values(values)
-    beyond = torch.arange(values.shape[-1]) >= torch.as_tensor(states).unsqueeze(-1)
-    total = float(kept.sum())
-    return (float((kept * beyond).sum()) / total if total > 0 else 0.0), error_bound(values, states)
 
 
 def _describe(weighting: Weighting) -> str:

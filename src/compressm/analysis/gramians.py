@@ -1,0 +1,141 @@
+"""The Gramians of one layer's system that its settings ask for, and those to fall back on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from compressm.adapters.calibration import Capture
+from compressm.adapters.moments import (
+    MomentSum,
+    controllability_moments,
+    controllability_sum,
+    observability_moments,
+    observability_sum,
+)
+from compressm.errors import InvalidSystemError
+from compressm.linalg.forms import Frame
+from compressm.linalg.gramians import GramianFactors, controllability_factor, dual, moment_factor, white_factors
+from compressm.linalg.hankel import hankel_spectrum
+from compressm.linalg.statespace import StateSpace
+from compressm.reduction.keeping import BalancedSelection
+from compressm.reduction.reducers import Reducer
+from compressm.reduction.result import GramianSource
+from compressm.reduction.selection import ModalTruncation
+from compressm.reduction.weighting import Weighting
+from compressm.settings import CompressionSettings
+
+_ON_THE_CIRCLE = 1e-12  # |pole| - 1 that rounding in double precision may leave of an undamped oscillation
+_UNDAMPED_HORIZON = 1024  # steps, where nothing was captured
+
+
+class LayerGramians:
+    """The Gramians of `system` in `frame`, from what the layer named `label` has captured or under white input.
+
+    `reducer` says which system is balanced, where it is one that balances.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        system: StateSpace,
+        frame: Frame,
+        capture: Capture,
+        settings: CompressionSettings,
+        reducer: Reducer | BalancedSelection | ModalTruncation,
+    ) -> None:
+        self.system, self.frame, self.capture = system, frame, capture
+        self._label, self._settings, self._reducer = label, settings, reducer
+
+    def weightings(self, fallbacks: list[str]) -> Iterator[Weighting]:
+        """Those asked for, then the next ones; why some could not be had is added to `fallbacks`."""
+        for controllability, observability, horizon in self._candidates():
+            white = GramianSource.WHITE in (controllability, observability)
+            if white and horizon is None:
+                self.system.require_stable(self._label)
+            if controllability is observability is GramianSource.WHITE:
+                factors = white_factors(self._balanced, self.frame, horizon)
+            else:
+                p = self._data_factor if controllability is GramianSource.DATA else self._white(self._balanced, horizon)
+                if p is None:
+                    fallbacks.append(f"{controllability.value}/{observability.value} Gramians: no inputs were captured")
+                    continue
+                loss = observability is GramianSource.LOSS
+                q = self._loss_factor if loss else self._white(dual(self._balanced), horizon)
+                if q is None:
+                    fallbacks.append(
+                        f"{controllability.value}/{observability.value} Gramians: no gradients were captured"
+                    )
+                    continue
+                factors = GramianFactors(p, q, self.frame)
+            used = horizon if white else None
+            yield Weighting(factors, hankel_spectrum(factors), controllability, observability, used)
+
+    def moment_sums(self, tokens: tuple[int, int]) -> tuple[MomentSum | None, MomentSum | None]:
+        """The sums behind the Gramians from data that the settings ask for, of this process's own captures.
+
+        `tokens` are the positions of inputs and of gradients that all processes captured.
+        """
+        p = q = None
+        if self._settings.controllability is GramianSource.DATA:
+            p = controllability_sum(self._balanced, self.capture, self.frame, tokens[0])
+        if self._settings.observability is GramianSource.LOSS:
+            q = observability_sum(self._balanced, self.capture, self.frame, tokens[1])
+        return p, q
+
+    @cached_property
+    def horizon(self) -> int | None:
+        """The steps of finite-horizon Gramians: as set, or for a layer without any damping those of what it sees."""
+        if self._settings.horizon is not None or not is_undamped(self.system):
+            return self._settings.horizon
+        seen = (*self.capture.inputs, *self.capture.gradients)
+        return max((values.shape[1] for values, _ in seen), default=_UNDAMPED_HORIZON)
+
+    def _candidates(self) -> list[tuple[GramianSource, GramianSource, int | None]]:
+        wanted, white, horizon = self._settings, GramianSource.WHITE, self.horizon
+        options = [
+            (wanted.controllability, wanted.observability, horizon),
+            (wanted.controllability, white, horizon),
+            (white, white, horizon),
+            (white, white, None),
+        ]
+        if horizon is not None and not self.system.is_stable():
+            options = options[:3]
+        return list(dict.fromkeys(options))
+
+    def _white(self, system: StateSpace, horizon: int | None) -> Tensor:
+        return controllability_factor(system, self.frame, horizon)
+
+    @cached_property
+    def _balanced(self) -> StateSpace:
+        return self._reducer.balanced_system(self.system) if isinstance(self._reducer, Reducer) else self.system
+
+    @cached_property
+    def _data_factor(self) -> Tensor | None:
+        return self._factor(controllability_moments(self._balanced, self.capture, self.frame))
+
+    @cached_property
+    def _loss_factor(self) -> Tensor | None:
+        return self._factor(observability_moments(self._balanced, self.capture, self.frame))
+
+    def _factor(self, moments: Tensor | None) -> Tensor | None:
+        if moments is None:
+            return None
+        if not bool(torch.isfinite(moments).all()):
+            self.system.require_stable(self._label)
+            raise InvalidSystemError(
+                f"{self._label}: the states overflow on the captured passes; scale weights or inputs down."
+            )
+        return moment_factor(moments)
+
+
+def is_undamped(system: StateSpace) -> bool:
+    """Whether the largest poles lie on the unit circle, to within rounding: infinite-horizon Gramians do not exist."""
+    if system.is_stable():
+        return False
+    if system.log_a is not None:
+        return bool((system.log_a.real <= _ON_THE_CIRCLE).all())
+    return bool((system.spectral_radius() <= 1 + _ON_THE_CIRCLE).all())
