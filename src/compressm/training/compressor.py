@@ -261,7 +261,7 @@ class InTrainingCompressor:
             self._check_processes()
             before, snapshot = self._before_cut()
             with self._clock.timing(Work.CUT):
-                report = self._trained.cut(settings, self._calibration, self.history.budgets())
+                report = self._trained.cut(settings, self._calibration, self.history)
         except (CompressmError, torch.linalg.LinAlgError) as error:
             if self._on_error is OnError.RAISE or isinstance(error, ConfigError | DistributedError):
                 raise

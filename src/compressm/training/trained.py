@@ -15,12 +15,12 @@ from compressm.adapters.registry import Adapters
 from compressm.analysis import read_system
 from compressm.checks import require_each, require_kind
 from compressm.compress import compress_
-from compressm.reduction.criteria import Budget
 from compressm.reduction.report import CompressionReport
 from compressm.settings import CompressionSettings
 from compressm.surgery.snapshot import Snapshot, Stateful
 from compressm.training.compiled import drop_graphs
 from compressm.training.guard import Guard
+from compressm.training.history import History
 from compressm.training.processes import processes_of
 from compressm.training.summary import PeakMemory
 from compressm.training.targets import require_layers, require_mirrors, require_their_optimizer
@@ -76,10 +76,8 @@ class Trained:
         """Raise DistributedError, on every process, where they are not at the same point of the same run."""
         self.processes.check({**what, "the number of mirrors": len(self.mirrors)}, self.optimizers)
 
-    def cut(
-        self, settings: CompressionSettings, calibration: Calibration, budgets: Mapping[str, Budget]
-    ) -> CompressionReport:
-        """Cut the model and its mirrors: decided by rank 0, followed by the others."""
+    def cut(self, settings: CompressionSettings, calibration: Calibration, history: History) -> CompressionReport:
+        """Cut the model and its mirrors, with the budgets that `history` leaves: rank 0 decides, the others follow."""
 
         def decide() -> CompressionReport:
             return compress_(
@@ -88,7 +86,7 @@ class Trained:
                 optimizer=self.optimizers,
                 calibration=calibration,
                 adapters=self.adapters,
-                budgets=budgets,
+                budgets=history.budgets(),
                 mirrors=self.mirrors,
             )
 
