@@ -43,6 +43,20 @@ def test_a_slow_real_pole_keeps_its_digits(rate: float, inputs: int) -> None:
     assert float(values[0]) == pytest.approx(-0.5 / math.expm1(-2 * rate), rel=1e-13)
 
 
+@pytest.mark.parametrize("poles", [[0.9, -0.5, 0.2], [0.7, 0.7, 0.7 - 1e-13]], ids=str)
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_real_poles_with_their_logarithms_give_real_gramians(poles: list[float], inputs: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.tensor(poles, dtype=torch.float64)
+    b = torch.randn(3, inputs, dtype=torch.float64, generator=generator)
+    system = StateSpace(a, b, torch.randn(2, 3, dtype=torch.float64, generator=generator), log_a=torch.log(a + 0j))
+    dense = StateSpace(torch.diag(a), b, system.c)
+    for gramian in (controllability_gramian, observability_gramian):
+        found, wanted = gramian(system), gramian(dense)
+        assert found.dtype is torch.float64
+        assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_the_real_frame_is_that_of_the_real_system() -> None:
     system = ring_system(5, 2, 3)
     real = realify(system)

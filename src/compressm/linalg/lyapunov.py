@@ -23,14 +23,16 @@ def stein_gaps(a: Tensor, log_a: Tensor | None = None) -> Tensor:
     """1 - a_i conj(a_j), `(*h, n, n)`; from log(a) by expm1 where given, so that |a| -> 1 loses no digits."""
     if log_a is None or not bool(torch.isfinite(log_a).all()):
         return 1 - a.unsqueeze(-1) * a.unsqueeze(-2).conj()
-    return -complex_expm1(log_a.unsqueeze(-1) + log_a.unsqueeze(-2).conj())
+    gaps = -complex_expm1(log_a.unsqueeze(-1) + log_a.unsqueeze(-2).conj())
+    return gaps if a.is_complex() else gaps.real
 
 
 def pole_differences(a: Tensor, log_a: Tensor | None = None) -> Tensor:
     """a_i - a_j, `(*h, n, n)`; from log(a) by expm1 where given."""
     if log_a is None or not bool(torch.isfinite(log_a).all()):
         return a.unsqueeze(-1) - a.unsqueeze(-2)
-    return a.unsqueeze(-2) * complex_expm1(log_a.unsqueeze(-1) - log_a.unsqueeze(-2))
+    differences = a.unsqueeze(-2) * complex_expm1(log_a.unsqueeze(-1) - log_a.unsqueeze(-2))
+    return differences if a.is_complex() else differences.real
 
 
 def cascade_factor(gaps: Tensor, differences: Tensor, g: Tensor) -> Tensor:
