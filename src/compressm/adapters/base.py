@@ -72,6 +72,14 @@ class StateSpaceAdapter(ABC):
             raise TypeError(f"{type(layer).__name__} was called without an input tensor as its first argument.")
         return u, mask if isinstance(mask, Tensor) else None
 
+    def takes_input(self, layer: nn.Module) -> bool:
+        """Whether a call of the layer is given the system's input.
+
+        Not so for a module that returns an impulse response with which others convolve: nothing is captured there, and
+        Gramians are those of white input.
+        """
+        return True
+
     def output(self, layer: nn.Module, result: object) -> Tensor:
         """The output among what one forward call returned, as the layer has it: gradients are captured at it."""
         value = result[0] if isinstance(result, tuple) else result

@@ -107,6 +107,8 @@ class Calibration:
             return
         try:
             for ref in self._layers:
+                if not ref.adapter.takes_input(ref.module):
+                    continue
                 tap = ref.adapter.tap(ref.module)
                 tapped = None if tap is None else Tapped(tap, ref.module)
                 self._handles += [] if tapped is None else [tapped]

@@ -96,6 +96,26 @@ class PlainWeights(ComplexWeights):
 
 
 @dataclass(frozen=True)
+class RealWeights(ComplexWeights):
+    """One real tensor, for weights without an imaginary part."""
+
+    name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The tensor."""
+        return (self.name,)
+
+    def value(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The tensor, as complex numbers."""
+        return tensors[self.name].to(torch.complex128)
+
+    def tensors(self, value: Tensor) -> dict[str, Tensor]:
+        """The real part."""
+        return {self.name: value.real.clone()}
+
+
+@dataclass(frozen=True)
 class ExpandedWeights(ComplexWeights):
     """Weights with one more dimension of size 1 at `dim` than the stored tensors have."""
 

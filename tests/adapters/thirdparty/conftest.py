@@ -13,11 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-_spec = importlib.util.spec_from_file_location("s4_modules", Path(__file__).with_name("s4_modules.py"))
-assert _spec is not None and _spec.loader is not None
-_s4_modules = importlib.util.module_from_spec(_spec)
-sys.modules["s4_modules"] = _s4_modules
-_spec.loader.exec_module(_s4_modules)
+
+def _beside(name: str) -> Any:
+    """The module of that name in this folder."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_s4_modules = _beside("s4_modules")
+_earlier_modules = _beside("earlier_modules")
 
 
 class ReductionLRU(nn.Module):
@@ -63,6 +71,21 @@ def short_s4d() -> type[nn.Module]:
 @pytest.fixture
 def convolution() -> type[nn.Module]:
     return _s4_modules.Convolution
+
+
+@pytest.fixture
+def activated() -> type[nn.Module]:
+    return _earlier_modules.Activated
+
+
+@pytest.fixture
+def liquid() -> type[nn.Module]:
+    return _earlier_modules.Liquid
+
+
+@pytest.fixture
+def h3() -> type[nn.Module]:
+    return _earlier_modules.H3
 
 
 @pytest.fixture

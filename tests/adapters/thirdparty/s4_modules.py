@@ -134,6 +134,24 @@ class DiagonalKernel(nn.Module):
         return 2 * torch.einsum("chn,hnl->chl", b * c * gain, powers).real, None
 
 
+class RealKernel(DiagonalKernel):
+    """Real poles, B and C; the output is doubled all the same."""
+
+    def __init__(self, width: int, states: int, *, frozen: bool = False, **options) -> None:
+        super().__init__(width, 2 * states, **options)
+        self.is_real = True
+        values = {name: getattr(self, name).detach() for name in ("C", "B", "inv_dt", "A_real")}
+        for name in (*values, "A_imag"):
+            delattr(self, name)
+        hold(self, values | {name: values[name][..., 0].contiguous() for name in "BC"}, frozen)
+
+    def continuous(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        copies = self.H // self.n_ssm
+        decay = TRANSFORMS[self.real_transform][0](self.A_real).repeat(copies, 1)
+        step, b = TRANSFORMS[self.dt_transform][0](self.inv_dt) * rate, self.B.repeat(1, copies, 1)
+        return torch.complex(-decay, 0 * decay), step, b + 0j, self.C + 0j
+
+
 class LowRankKernel(DiagonalKernel):
     """diag(s) - sum_r P_r P_r* over all pairs, by the generating function at roots of unity of order l_kernel.
 
@@ -146,32 +164,44 @@ class LowRankKernel(DiagonalKernel):
         hold(self, {"P": 0.7 * torch.randn(rank, self.n_ssm, self.N, 2)}, False)
         self.register_buffer("l_kernel", torch.tensor(0))
 
-    def low_rank(self) -> Tensor:
-        return torch.view_as_complex(self.P).repeat(1, self.H // self.n_ssm, 1)
+    def low_rank(self) -> tuple[Tensor, Tensor]:
+        """The factors P and Q of P Q^T."""
+        p = torch.view_as_complex(self.P).repeat(1, self.H // self.n_ssm, 1)
+        return p, p.conj()
+
+    @property
+    def length(self) -> int:
+        """What C is kept for."""
+        return int(self.l_kernel)
+
+    @length.setter
+    def length(self, value: int) -> None:
+        self.l_kernel = torch.tensor(value)
 
     @torch.no_grad()
     def grow(self, length: int) -> None:
         """C for `length` where there is none yet, else for twice the present length."""
-        present = int(self.l_kernel)
+        present = self.length
         s, step, _, c = self.continuous()
-        p, d = both(self.low_rank()), both(step.expand_as(s))[..., None]
-        a = torch.diag_embed(both(s)) - torch.einsum("rhm,rhn->hmn", p, p.conj())
+        (p, q), d = (both(x) for x in self.low_rank()), both(step.expand_as(s))[..., None]
+        a = torch.diag_embed(both(s)) - torch.einsum("rhm,rhn->hmn", p, q)
         eye = torch.eye(a.shape[-1], dtype=a.dtype)
         sampled = torch.linalg.solve(eye - d / 2 * a, eye + d / 2 * a)
         moved = torch.einsum("hmn,chm->chn", torch.linalg.matrix_power(sampled, present or length), both(c))
         self.C.copy_(torch.view_as_real((both(c) + (moved if present else -moved))[..., : self.N].contiguous()))
-        self.l_kernel = self.l_kernel + (present or length)
+        self.length = present + (present or length)
 
     def forward(self, L: int, state: Tensor | None = None, rate: float = 1.0) -> tuple[Tensor, None]:
-        if self.l_max is not None and not int(self.l_kernel):
+        if self.l_max is not None and not self.length:
             self.grow(self.l_max)
-        while int(self.l_kernel) < L:
+        while self.length < L:
             self.grow(L)
-        m, r = int(self.l_kernel), self.rank
+        m, r = self.length, self.rank
         s, step, b, c = self.continuous()
         root = torch.exp(torch.tensor(-2j * math.pi / m, dtype=s.dtype)) ** torch.arange(m // 2 + 1)
         self.z = 2 * (1 - root) / (1 + root)  # kept for the next pass
-        left, right = torch.cat([b, self.low_rank()]), torch.cat([c, self.low_rank().conj()])
+        p, q = self.low_rank()
+        left, right = torch.cat([b, p]), torch.cat([c, q])
         v = both(left[:, None] * right * step)
         cauchy = (v[..., None] / (self.z - both(s * step)[..., None])).sum(-2)
         inner = torch.linalg.inv(torch.eye(r) + cauchy[-r:, -r:].permute(2, 3, 0, 1)).permute(2, 3, 0, 1)
@@ -188,6 +218,7 @@ class Convolution(nn.Module):
         states: int,
         *,
         low_rank: bool = False,
+        is_real: bool = False,
         channels: int = 1,
         swap_channels: bool = False,
         bidirectional: bool = False,
@@ -200,7 +231,7 @@ class Convolution(nn.Module):
         self.channels, self.swap_channels = channels, swap_channels
         self.bidirectional, self.transposed = bidirectional, transposed
         self.activation, self.D = nn.GELU(), nn.Parameter(torch.randn(channels, width))
-        kernel = LowRankKernel if low_rank else DiagonalKernel
+        kernel = LowRankKernel if low_rank else RealKernel if is_real else DiagonalKernel
         self.kernel = kernel(width, states, channels=channels * (2 if bidirectional else 1), **options)
         self.drop, self.drop_kernel = nn.Dropout(dropout), nn.Dropout(drop_kernel)
 

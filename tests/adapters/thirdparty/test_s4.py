@@ -12,7 +12,7 @@ from compressm import analyze, compress_
 from compressm.adapters.calibration import Calibration
 from compressm.adapters.registry import find_adapter, find_layers
 from compressm.adapters.signature import Signature
-from compressm.adapters.thirdparty.s4 import S4KernelAdapter, S4TiedAdapter
+from compressm.adapters.thirdparty.s4 import S4KernelAdapter, S4RealAdapter, S4TiedAdapter
 from compressm.adapters.thirdparty.s4_dplr import S4LowRankAdapter
 from compressm.adapters.thirdparty.s4d import ShortS4DAdapter
 from compressm.adapters.update import kept_entries
@@ -41,6 +41,11 @@ KERNELS: list[dict[str, Any]] = [
 TIED: list[dict[str, Any]] = [
     {"n_ssm": 2, "bidirectional": True},
     {"n_ssm": 1, "channels": 2, "dt_tie": False, "disc": "bilinear"},
+]
+REAL: list[dict[str, Any]] = [
+    {"real_transform": "softplus"},
+    {"disc": "bilinear", "dt_tie": False, "channels": 2, "frozen": True},
+    {"n_ssm": 2, "bidirectional": True},
 ]
 LOW_RANK: list[dict[str, Any]] = [
     {"seen": 0},
@@ -118,6 +123,30 @@ class TestKernels:
         shared = layer.kernel.A_real.shape[0]
         compress_(layer, cut_to(3))
         assert layer.kernel.A_real.shape == (shared, 3) and layer.kernel.C.shape[2] == layer.kernel.N == 3
+
+    @pytest.mark.parametrize("options", REAL, ids=str)
+    def test_the_laws_of_real_poles(self, convolution, options) -> None:
+        def build() -> nn.Module:
+            return make(convolution, states=6, is_real=True, **options)
+
+        assert type(find_adapter(build())) is S4RealAdapter
+        check_adapter(build, order=3)
+        layer = build()
+        before = [set(row.tolist()) for row in layer.kernel.A_real]
+        report = compress_(layer, cut_to(3)).layers[0]
+        assert (report.order_before, report.order_after, report.real_order, layer.kernel.N) == (6, 3, 3, 3)
+        assert report.bound is None and layer.kernel.C.shape == (layer.kernel.C.shape[0], 4, 3)
+        assert all(set(row.tolist()) < old for row, old in zip(layer.kernel.A_real, before, strict=True))
+
+    def test_real_poles_are_chosen_for_each_channel(self, convolution) -> None:
+        """Each channel's own best pole: of one that has a large weight on one state, that state."""
+        layer = make(convolution, states=5, is_real=True)
+        with torch.no_grad():
+            layer.kernel.C.mul_(1e-3)
+            layer.kernel.C[0, range(4), [4, 2, 0, 1]] = 1.0
+        poles = layer.kernel.A_real.detach().clone()
+        compress_(layer, cut_to(1))
+        assert torch.equal(layer.kernel.A_real[:, 0], poles[range(4), [4, 2, 0, 1]])
 
     def test_states_can_be_chosen_for_each_channel(self, convolution) -> None:
         layer = make(convolution, dt_tie=False)
@@ -262,7 +291,9 @@ def gradients(layer: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("options", [KERNELS[0], KERNELS[2], KERNELS[4], *TIED], ids=str)
+@pytest.mark.parametrize(
+    "options", [KERNELS[0], KERNELS[2], KERNELS[4], *TIED, {"is_real": True, "states": 6}], ids=str
+)
 def test_gradients_follow_a_change_of_states(convolution, options) -> None:
     layer = make(convolution, **options).double()
     adapter, before = find_adapter(layer), gradients(layer)
@@ -290,10 +321,11 @@ def require_follows(layer: nn.Module, update: Any, before: dict[str, Tensor]) ->
     apply_update(layer, update)
     after = gradients(layer)
     assert {"kernel.C"} <= set(expected)
-    used = layer.kernel.C.abs().amax((0, -1)) > 0  # idle states of a channel start without a gradient
+    used = layer.kernel.C.reshape(*layer.kernel.C.shape[:3], -1).abs().amax((0, -1)) > 0
     for name, value in expected.items():
-        size = float(after[name].abs().max())
-        found = after[name].masked_fill(~used[..., None], 0) if name == "kernel.C" else after[name]
+        size, found = float(after[name].abs().max()), after[name]
+        if name == "kernel.C":  # idle states of a channel start without a gradient
+            found = found.masked_fill(~(used[..., None] if found.ndim == 4 else used), 0)
         assert torch.allclose(value, found, rtol=1e-6, atol=1e-8 * size), name
 
 

@@ -35,6 +35,12 @@ KINDS = [
     "both ways",
     "shared poles",
     "low rank",
+    "real poles",
+    "2022 diagonal",
+    "2022 low rank",
+    "2022 first",
+    "2022 free",
+    "dss",
 ]
 
 
@@ -73,6 +79,12 @@ def build(request: pytest.FixtureRequest) -> Callable[[], nn.Module]:
         return lambda: Sequences(s5.S5(3, 8, dt_min=0.01, dt_max=0.3).seq, alone=True)
     if name == "short_s4d":
         return lambda: Sequences(get("short_s4d")(3, 16, transposed=False))
+    if name == "dss" or name.startswith("2022"):
+        kind = name.removeprefix("2022 ")
+        states = 8 if kind == "dss" else 16
+        return lambda: Sequences(get("activated")(3, states, transposed=False, kind=kind))
+    if name == "real poles":
+        return lambda: Sequences(get("convolution")(3, 8, transposed=False, is_real=True))
     named = {"both ways": {"bidirectional": True}, "shared poles": {"n_ssm": 1}, "low rank": {"low_rank": True}}
     options = named.get(name, {})
     return lambda: Sequences(get("convolution")(3, 16, transposed=False, **options))
@@ -151,7 +163,7 @@ def test_a_parameter_that_something_else_holds_is_refused(build) -> None:
 
     torch.manual_seed(0)
     layer = build()
-    name, parameter = next((n, p) for n, p in layer.named_parameters() if n.split(".")[-1] == "C")
+    name, parameter = next((n, p) for n, p in layer.named_parameters() if n.split(".")[-1] in "CW")
     before = parameter.clone()
     settings = CompressionSettings(FixedOrder(4), controllability=WHITE, observability=WHITE)
     with pytest.raises(TiedParametersError, match="is the same tensor as 'also'"):

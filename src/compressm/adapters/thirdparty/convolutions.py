@@ -1,10 +1,11 @@
-"""What layers of the S4 repository have in common: inputs `(batch, H, L)`, arguments of a call, dropout."""
+"""What layers that convolve have in common: inputs `(batch, H, L)`, arguments of a call, dropout."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from compressm.errors import AdapterError
@@ -28,6 +29,13 @@ def system_input(layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str
 def facing(layer: nn.Module, u: Tensor) -> Tensor:
     """From `(batch, L, H)` to the layer's own arrangement or back: `(batch, H, L)` unless `transposed` is False."""
     return u.mT if vars(layer).get("transposed", True) else u
+
+
+def convolved(u: Tensor, kernel: Tensor) -> Tensor:
+    """Inputs `(batch, L, H)` convolved with impulse responses `(p, H, L)`, as `(batch, L, H p)`."""
+    length = 2 * u.shape[1]
+    spectrum = torch.fft.rfft(u, n=length, dim=1).unsqueeze(-1) * torch.fft.rfft(kernel, n=length).permute(2, 1, 0)
+    return torch.fft.irfft(spectrum, n=length, dim=1)[:, : u.shape[1]].flatten(-2)
 
 
 @contextmanager

@@ -1,9 +1,8 @@
-"""S4 and S4D in the full form of the S4 repository (models/s4/s4.py): a convolution with a kernel module inside."""
+"""S4 and S4D in the full form of the S4 repository: a kernel module, alone or inside a layer that convolves with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -14,98 +13,71 @@ from compressm.adapters.holding import double, held
 from compressm.adapters.poles import continuous_poles, log_poles, nearest_poles
 from compressm.adapters.registry import register_signature
 from compressm.adapters.selecting import select_update
-from compressm.adapters.tapping import Tapped
-from compressm.adapters.thirdparty.convolutions import evaluated, facing, system_input
+from compressm.adapters.thirdparty.releases import (
+    V2,
+    V2_HURWITZ,
+    V3,
+    V3_ALONE,
+    V3_LOW_RANK,
+    V4,
+    V4_ALONE,
+    V4_LOW_RANK,
+    V4_REAL,
+    Release,
+    release_of,
+)
 from compressm.adapters.thirdparty.transforms import Transform
 from compressm.adapters.update import LayerUpdate, Reset
-from compressm.adapters.weights import PermutedWeights, ScaledInputs, ViewedWeights, output_pullback
+from compressm.adapters.weights import ScaledInputs, output_pullback
 from compressm.errors import AdapterError
 from compressm.linalg.statespace import StateSpace
 from compressm.ops.sampling import Sampled, Sampling, sample
 from compressm.reduction.result import Reduction
 from compressm.reduction.selection import SelectionRules
 
-DECAY, FREQUENCY, STEP = "kernel.A_real", "kernel.A_imag", "kernel.inv_dt"
-INPUTS = PermutedWeights(ViewedWeights("kernel.B"), (1, 2, 0))  # stored (1, S, n), as (S, n, 1)
-OUTPUTS = PermutedWeights(ViewedWeights("kernel.C"), (1, 0, 2))  # stored (p, H, n), as (H, p, n)
-SHAPES = {
-    "kernel.C": "p h n 2",
-    "kernel.inv_dt": "h d",
-    "D": "q h",
-    "drop": "module",
-}
-OWN = {"kernel.B": "1 h n 2", "kernel.A_real": "h n", "kernel.A_imag": "h n"}  # a state matrix for each channel
-TIED = {"kernel.B": "1 s n 2", "kernel.A_real": "s n", "kernel.A_imag": "s n"}  # channel h has that of row h mod S
-
 
 class KernelAdapter(StateSpaceAdapter):
-    """`FFTConv` (inside `S4Block`) around a kernel: s = -T(A_real) - i A_imag, step T'(inv_dt), y = 2 Re(C x) + D u.
+    """A kernel with continuous poles s, a step for each channel or each state, and y = 2 Re(C x) + D u.
 
-    `kernel.real_transform` and `kernel.dt_transform` name T and T'; with `kernel.dt_fast` the step is T'(sinh(inv_dt)).
-    The step is one for each channel or one for each state. A kernel with p outputs gives each channel p outputs. The
-    convolution with D u added goes into the submodule `drop` as `(batch, p H, L)`; gradients are captured there.
-
-    With `bidirectional` the second half of the kernel's outputs runs backwards in time, from the next step on, and is
-    added to the first. It is read as further outputs; what is balanced and reported on is that system, and the layer's
-    own H-infinity error is at most twice the reported one. Each captured sequence counts twice, as it is and reversed.
-
-    What `setup_step` leaves for stepping is not changed: call it again after a cut, as after any change of weights.
+    Names and what is around the kernel are those of its release (`compressm.adapters.thirdparty.releases`); decay
+    rates, and in the newest one steps, are stored under a function that an option names. A kernel with p outputs gives
+    each channel p outputs. What stepping has prepared (`setup_step`) is not changed: call it again after a cut, as
+    after any change of weights.
     """
 
-    def tap(self, layer: nn.Module) -> nn.Module:
-        """`drop`."""
-        return layer.get_submodule("drop")
+    def tap(self, layer: nn.Module) -> nn.Module | None:
+        """The submodule that is called with the output, if any."""
+        return release_of(layer).around.tap(layer)
+
+    def takes_input(self, layer: nn.Module) -> bool:
+        """Not where the layer is the kernel alone."""
+        return release_of(layer).around.takes_input
 
     def inputs(
         self, layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> tuple[Tensor, Tensor | None]:
         """The first argument; AdapterError for a call with a state or a rate other than 1."""
-        u = system_input(layer, args, kwargs)
-        return (torch.cat([u, u.flip(1)]) if is_bidirectional(layer) else u), None
+        return release_of(layer).around.inputs(layer, args, kwargs), None
 
     def arranged(self, layer: nn.Module, value: Tensor) -> Tensor:
-        """`(batch, L, H p)`; with `bidirectional` `(2 batch, L, H 2 p)`, first for what runs forwards."""
-        value = self._by_channel(layer, value)
-        if not is_bidirectional(layer):
-            return value
-        value = value.unflatten(-1, (held(layer, "D").shape[1], -1))
-        later = nn.functional.pad(value.flip(1)[:, 1:], (0, 0, 0, 0, 0, 1))
-        forwards, backwards = torch.cat([value, torch.zeros_like(value)], -1), torch.cat([0 * later, later], -1)
-        return torch.cat([forwards, backwards]).flatten(-2)
+        """`(batch, L, H p)`, for a bidirectional layer `(2 batch, L, H 2 p)`."""
+        return release_of(layer).around.arranged(layer, value)
 
     def response(self, layer: nn.Module, u: Tensor) -> Tensor:
-        """What goes into `drop`, without dropout of the kernel; with `bidirectional` each half for itself."""
-        with evaluated(layer):
-            if not is_bidirectional(layer):
-                return self.passed(layer, u)
-            with _half(layer, 0):
-                forwards = self.passed(layer, u)
-            with _half(layer, 1):
-                u = nn.functional.pad(u, (0, 0, 0, 1)).flip(1)
-                backwards = self.passed(layer, u).flip(1)[:, 1:]
-            both = [y.unflatten(-1, (held(layer, "D").shape[1], -1)) for y in (forwards, backwards)]
-            return torch.cat(both, -1).flatten(-2)
-
-    def passed(self, layer: nn.Module, u: Tensor) -> Tensor:
-        """What goes into `drop` for an input `(batch, L, H)`, as `(batch, L, H p)`."""
-        with Tapped(self.tap(layer), layer) as tapped:
-            type(layer).forward(layer, facing(layer, u))
-            return self._by_channel(layer, tapped.take())
-
-    def _by_channel(self, layer: nn.Module, value: Tensor) -> Tensor:
-        """What is (p, H) or, with `swap_channels`, (H, p) channels, as `(batch, L, H p)`."""
-        if not vars(layer).get("swap_channels", False):
-            value = value.unflatten(1, (held(layer, "D").shape[0], -1)).transpose(1, 2).flatten(1, 2)
-        return value.mT
+        """The systems' output, without dropout."""
+        return release_of(layer).around.response(layer, u)
 
     def prepare(self, layer: nn.Module, order: int) -> Mapping[str, object]:
-        """The number of stored states, where the kernel keeps it."""
-        return {"kernel.N": order} if "N" in vars(layer.get_submodule("kernel")) else {}
+        """The numbers of states, where the layer and its kernel keep them."""
+        return release_of(layer).prepared(layer, order)
 
 
-@register_signature({**SHAPES, **OWN})
+@register_signature(V4.shapes("h"))
+@register_signature(V3.shapes("h"))
+@register_signature(V4_ALONE.shapes("h"))
+@register_signature(V3_ALONE.shapes("h"))
 class S4KernelAdapter(KernelAdapter):
-    """`SSMKernelDiag` with a state matrix for each channel: a bank of diagonal systems, reduced each for itself.
+    """`SSMKernelDiag` or `SSKernelDiag` with a state matrix for each channel: diagonal systems, each cut for itself.
 
     Zero-order hold or bilinear. Where each state has a step, each new one takes over that of the nearest old one of its
     channel; otherwise the steps stay as they are.
@@ -123,31 +95,58 @@ class S4KernelAdapter(KernelAdapter):
             raise AdapterError("S4D: a reduction without maps between old and new states cannot be written.")
         if reduction.keep is not None:
             return select_kernel(layer, reduction.keep, self.prepare(layer, reduction.order))
-        system, rule = reduction.system, rule_of(layer)
+        release, system, rule = release_of(layer), reduction.system, rule_of(layer)
         sampled, tensors = write_poles(layer, system, rule)
-        gain, weights = gain_of(sampled), {**OUTPUTS.tensors(system.c / 2)}
-        weights |= INPUTS.tensors(system.b / gain.unsqueeze(-1))
+        old, gain = gain_of(sampled_of(layer, rule)), gain_of(sampled)
+        weights = {**release.outputs.tensors(system.c / 2), **release.inputs.tensors(system.b / gain.unsqueeze(-1))}
         maps = (
-            ScaledInputs(INPUTS, reduction.embed, gain_of(sampled_of(layer, rule)), gain, system.b, dim=2).pullback(),
-            output_pullback(OUTPUTS, reduction.restrict, dim=2),
+            ScaledInputs(release.inputs, reduction.embed, old, gain, system.b, dim=release.input_dim).pullback(),
+            output_pullback(release.outputs, reduction.restrict, dim=2),
             Reset(tuple(tensors)),
         )
         return LayerUpdate(system.order, {**tensors, **weights}, self.prepare(layer, system.order), maps)
 
 
-@register_signature({**SHAPES, **TIED})
-class S4TiedAdapter(KernelAdapter):
-    """`SSMKernelDiag` with `n_ssm` below H: channels share continuous poles and B, though each has its step and C.
-
-    No channel can have poles of its own. So all channels keep one choice of their states; C is fitted anew.
-    `n_ssm=None` when the layer is built gives each channel its own, for balancing.
-    """
+class ChosenKernelAdapter(KernelAdapter):
+    """A kernel that keeps a choice of its states; C is fitted anew."""
 
     form = Form.SELECTION
 
+    def selection(self, layer: nn.Module) -> SelectionRules:
+        """One keep-set for all channels where they share their poles, else one for each."""
+        release = release_of(layer)
+        channels, rows = release.outputs.read(layer).shape[0], release.inputs.read(layer).shape[0]
+        return SelectionRules(shared=rows < channels, refit_outputs=True)
+
+    def write(self, layer: nn.Module, reduction: Reduction) -> LayerUpdate:
+        """The parameters of the kept states."""
+        if reduction.keep is None:
+            raise AdapterError(f"{type(layer).__name__} stores a choice of its present states and nothing else.")
+        update = select_kernel(layer, reduction.keep, self.prepare(layer, reduction.order))
+        if not reduction.refitted:
+            return update
+        weights = release_of(layer).outputs.tensors(reduction.system.c / 2)
+        return replace(update, tensors={**update.tensors, **weights})
+
+
+@register_signature(V4.shapes("s"))
+@register_signature(V3.shapes("s"))
+@register_signature(V4_ALONE.shapes("s"))
+@register_signature(V3_ALONE.shapes("s"))
+@register_signature(V4_LOW_RANK.shapes("s"))
+@register_signature(V3_LOW_RANK.shapes("s"))
+@register_signature(V2_HURWITZ.shapes("s"))
+@register_signature(V2.shapes("s"))
+class S4TiedAdapter(ChosenKernelAdapter):
+    """A kernel with `n_ssm` below H: channels share continuous poles and B, though each has its step and C.
+
+    No channel can have poles of its own. So all channels keep one choice of their states. `n_ssm=None` when the layer
+    is built gives each channel its own, for balancing.
+    """
+
     def read(self, layer: nn.Module) -> StateSpace:
         """The discrete systems, with log(pole) exact from the parameters."""
-        if "P" in layer.get_submodule("kernel")._parameters:
+        if release_of(layer).low_rank is not None:
             name = type(layer).__name__
             raise AdapterError(
                 f"{name} has a low-rank part and shares its state matrices among channels (n_ssm below d_model): "
@@ -156,18 +155,19 @@ class S4TiedAdapter(KernelAdapter):
             )
         return read_diagonal(layer, rule_of(layer))
 
-    def selection(self, layer: nn.Module) -> SelectionRules:
-        """One keep-set for all channels."""
-        return SelectionRules(shared=True, refit_outputs=True)
 
-    def write(self, layer: nn.Module, reduction: Reduction) -> LayerUpdate:
-        """The parameters of the kept states."""
-        if reduction.keep is None or reduction.keep.ndim != 1:
-            raise AdapterError("S4D with n_ssm below d_model stores a choice of its states, the same in all channels.")
-        update = select_kernel(layer, reduction.keep, self.prepare(layer, reduction.order))
-        if not reduction.refitted:
-            return update
-        return replace(update, tensors={**update.tensors, **OUTPUTS.tensors(reduction.system.c / 2)})
+@register_signature(V4_REAL.shapes("s"))
+class S4RealAdapter(ChosenKernelAdapter):
+    """`SSMKernelDiag(is_real=True)`: real poles and real weights, so that y = 2 C x + D u.
+
+    A balanced system has pairs of complex poles as a rule, which the layer cannot store. So each channel keeps a choice
+    of its states, all channels the same one where they share poles.
+    """
+
+    def read(self, layer: nn.Module) -> StateSpace:
+        """The discrete systems, real."""
+        system = read_diagonal(layer, rule_of(layer))
+        return replace(system, a=system.a.real, b=system.b.real, c=system.c.real)
 
 
 def rule_of(layer: nn.Module) -> Sampling:
@@ -183,11 +183,10 @@ def rule_of(layer: nn.Module) -> Sampling:
 
 def options_of(layer: nn.Module) -> Mapping[str, object]:
     """The attributes of the kernel; AdapterError for options with which it cannot be cut."""
-    name, options = type(layer).__name__, vars(layer.get_submodule("kernel"))
+    name, options = type(layer).__name__, vars(release_of(layer).kernel(layer))
     for option, plain, reason in (
         ("bandlimit", None, "it masks states by their frequency, also those that a cut would make"),
         ("imag_transform", "none", "a real pole has no place under it"),
-        ("is_real", False, "it stores real poles only"),
         ("force_real", False, "it uses the real part of its poles only"),
     ):
         if options.get(option, plain) != plain:
@@ -200,51 +199,33 @@ def options_of(layer: nn.Module) -> Mapping[str, object]:
 
 def read_diagonal(layer: nn.Module, rule: Sampling) -> StateSpace:
     """The bank of a kernel without low-rank part."""
-    sampled, h = sampled_of(layer, rule), held(layer, STEP).shape[0]
-    log_pole, weights = torch.complex(-sampled.nu, sampled.theta), INPUTS.read(layer)
-    b = gain_of(sampled).unsqueeze(-1) * weights.repeat(h // weights.shape[0], 1, 1)
-    return StateSpace(torch.exp(log_pole), b, 2 * OUTPUTS.read(layer), feedthrough(layer), log_a=log_pole)
+    release, sampled = release_of(layer), sampled_of(layer, rule)
+    log_pole, weights = torch.complex(-sampled.nu, sampled.theta), release.inputs.read(layer)
+    b = gain_of(sampled).unsqueeze(-1) * weights.repeat(log_pole.shape[0] // weights.shape[0], 1, 1)
+    c, d = 2 * release.outputs.read(layer), release.around.feedthrough(layer)
+    return StateSpace(torch.exp(log_pole), b, c, d, log_a=log_pole)
 
 
-def feedthrough(layer: nn.Module) -> Tensor:
-    """D as (H, p, 1); with `bidirectional` of the outputs that run forwards."""
-    d = double(layer, "D").mT.unsqueeze(-1)
-    return torch.cat([d, torch.zeros_like(d)], 1) if is_bidirectional(layer) else d
-
-
-def is_bidirectional(layer: nn.Module) -> bool:
-    """Whether half of the kernel's outputs run backwards."""
-    return bool(vars(layer).get("bidirectional", False))
-
-
-@contextmanager
-def _half(layer: nn.Module, half: int) -> Iterator[None]:
-    """With one half of the kernel's outputs alone, and D only with the first; as it was afterwards."""
-    kernel = layer.get_submodule("kernel")
-    table: dict[str, Tensor | None] = kernel._parameters if "C" in kernel._parameters else kernel._buffers  # pyright: ignore[reportAssignmentType]
-    own: dict[str, Tensor | None] = layer._parameters  # pyright: ignore[reportAssignmentType]
-    c, d = table["C"], own["D"]
-    if c is None or d is None:
-        raise AdapterError(f"{type(layer).__name__} has lost kernel.C or D.")
-    keep = torch.arange(len(c), device=c.device) // (len(c) // 2) == half
-    table["C"], own["D"] = c * keep[:, None, None, None], d * (1 - half)
-    try:
-        yield
-    finally:
-        table["C"], own["D"] = c, d
+def steps_of(layer: nn.Module, release: Release) -> Tensor:
+    """Steps (H, 1) or (H, n)."""
+    options, name = options_of(layer), type(layer).__name__
+    step = double(release.kernel(layer), release.step)
+    step = torch.sinh(step) if options.get("dt_fast", False) else step
+    times = Transform.named(options.get("dt_transform", "exp"), "dt_transform", name).apply(step)
+    return times if release.wide_steps else times.unsqueeze(1)
 
 
 def continuous_of(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """Decay rates and frequencies (H, n), and steps (H, 1) or (H, n), of each channel."""
-    options, name = options_of(layer), type(layer).__name__
-    real = Transform.named(options.get("real_transform", "exp"), "real_transform", name)
-    decay, frequency, step = real.apply(double(layer, DECAY)), -double(layer, FREQUENCY), double(layer, STEP)
+    release, name = release_of(layer), type(layer).__name__
+    step = steps_of(layer, release)
+    decay, frequency = release.poles.read(release.kernel(layer), name)
     if step.shape[1] not in (1, decay.shape[1]):
-        raise AdapterError(f"{name}: kernel.inv_dt is {tuple(step.shape)}; wanted one or {decay.shape[1]} columns.")
+        raise AdapterError(
+            f"{name}: {release.path}{release.step} is {tuple(step.shape)}; wanted one or {decay.shape[1]} columns."
+        )
     copies = step.shape[0] // decay.shape[0]
-    step = torch.sinh(step) if options.get("dt_fast", False) else step
-    times = Transform.named(options.get("dt_transform", "exp"), "dt_transform", name)
-    return decay.repeat(copies, 1), frequency.repeat(copies, 1), times.apply(step)
+    return decay.repeat(copies, 1), frequency.repeat(copies, 1), step
 
 
 def sampled_of(layer: nn.Module, rule: Sampling) -> Sampled:
@@ -260,22 +241,26 @@ def gain_of(sampled: Sampled) -> Tensor:
 
 def write_poles(layer: nn.Module, system: StateSpace, rule: Sampling) -> tuple[Sampled, dict[str, Tensor]]:
     """The poles of a reduced bank as the kernel samples them, and the tensors that store them."""
-    name = type(layer).__name__
-    _, _, step = continuous_of(layer)
+    release, name = release_of(layer), type(layer).__name__
+    step, stored = steps_of(layer, release), f"{release.path}{release.step}"
     tensors: dict[str, Tensor] = {}
     if step.shape[1] > 1:
         old = sampled_of(layer, rule)
         origin = nearest_poles(log_poles(system, name), torch.complex(-old.nu, old.theta))
-        tensors[STEP], step = double(layer, STEP).gather(1, origin), step.gather(1, origin)
+        tensors[stored], step = double(layer, stored).gather(1, origin), step.gather(1, origin)
     decay, frequency = continuous_poles(system, step, rule, name)
-    real = Transform.named(options_of(layer).get("real_transform", "exp"), "real_transform", name)
-    tensors |= {DECAY: real.invert(decay, "real_transform", name), FREQUENCY: -frequency}
+    poles = release.poles.tensors(release.kernel(layer), name, decay, frequency)
+    tensors |= {release.path + key: value for key, value in poles.items()}
     return sample(decay, frequency, step, rule), tensors
 
 
-def select_kernel(layer: nn.Module, keep: Tensor, attributes: Mapping[str, object], *more: str) -> LayerUpdate:
-    """Keep some states of a diagonal kernel; `more` names tensors that carry them in dimension 2."""
-    steps = (STEP,) if held(layer, STEP).shape[1] > 1 else ()
-    return select_update(
-        layer, keep, ((), (DECAY, FREQUENCY, *steps), (*INPUTS.names, *OUTPUTS.names, *more)), attributes
-    )
+def select_kernel(layer: nn.Module, keep: Tensor, attributes: Mapping[str, object]) -> LayerUpdate:
+    """Keep some states of a diagonal kernel."""
+    release = release_of(layer)
+    step = f"{release.path}{release.step}"
+    steps = (step,) if release.wide_steps and held(layer, step).shape[1] > 1 else ()
+    poles = (release.path + name for name in release.poles.names)
+    low_rank = (release.path + name for name in (release.low_rank.names if release.low_rank else ()))
+    by_dimension = [[], [*poles, *steps], [*release.outputs.names, *low_rank]]
+    by_dimension[release.input_dim] += release.inputs.names
+    return select_update(layer, keep, by_dimension, attributes)

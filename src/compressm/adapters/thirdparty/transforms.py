@@ -9,7 +9,8 @@ from torch import Tensor
 
 from compressm.errors import AdapterError
 
-_LEAST = 1e-4  # what "relu" adds
+LEAST = 1e-4
+"""What "relu" adds."""
 
 
 class Transform(Enum):
@@ -17,7 +18,7 @@ class Transform(Enum):
 
     NONE = "none"  # x
     EXP = "exp"  # e^x
-    RELU = "relu"  # max(x, 0) + 1e-4
+    RELU = "relu"  # max(x, 0) + least
     SIGMOID = "sigmoid"  # 1 / (1 + e^-x)
     SOFTPLUS = "softplus"  # log(1 + e^x)
 
@@ -29,7 +30,7 @@ class Transform(Enum):
             raise AdapterError(f"{layer} has {option}={name!r}; known are {', '.join(t.value for t in cls)}.")
         return found
 
-    def apply(self, stored: Tensor) -> Tensor:
+    def apply(self, stored: Tensor, least: float = LEAST) -> Tensor:
         """The numbers that are stored as `stored`."""
         match self:
             case Transform.NONE:
@@ -37,15 +38,15 @@ class Transform(Enum):
             case Transform.EXP:
                 return torch.exp(stored)
             case Transform.RELU:
-                return torch.relu(stored) + _LEAST
+                return torch.relu(stored) + least
             case Transform.SIGMOID:
                 return torch.sigmoid(stored)
             case Transform.SOFTPLUS:
                 return torch.nn.functional.softplus(stored)
 
-    def invert(self, values: Tensor, option: str, layer: str) -> Tensor:
+    def invert(self, values: Tensor, option: str, layer: str, least: float = LEAST) -> Tensor:
         """What stores positive `values`; AdapterError where one of them is out of the function's range."""
-        low = _LEAST if self is Transform.RELU else 0.0
+        low = least if self is Transform.RELU else 0.0
         high = 1.0 if self is Transform.SIGMOID else float("inf")
         if bool(((values <= low) | (values >= high)).any()):
             raise AdapterError(
@@ -59,7 +60,7 @@ class Transform(Enum):
             case Transform.EXP:
                 return torch.log(values)
             case Transform.RELU:
-                return values - _LEAST
+                return values - least
             case Transform.SIGMOID:
                 return torch.logit(values)
             case Transform.SOFTPLUS:
