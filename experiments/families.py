@@ -4,10 +4,11 @@
 
 Each layer starts with 32 stored states and is cut to 16 and to 8 on the way, by the command line's own `train`. The
 validation score is taken right before and right after the last cut, the test score at the end of both runs: accuracy,
-or for measured systems the normalised simulation error (NRMSE, smaller is better; see docs/howto/data-sets.md). One
-seed and small validation splits (their sizes are in the table): this shows that a family works, not which one is
-better. `--only` measures some kinds anew and takes the other rows from the record at `--out`. `--page` puts the table
-into a page, between the lines that MARKS names, with command, date, machine and commits.
+or for measured systems the normalised simulation error (NRMSE, smaller is better; see docs/howto/data-sets.md), as
+means and standard deviations over seeds. Runs are short and validation splits small (their sizes are in the table):
+this shows that a family works, not which one is better. `--only` measures some kinds anew and takes the other rows from
+the record at `--out`. `--page` puts the table into a page, between the lines that MARKS names, with command, date,
+machine and commits.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smnist import machine, markdown, write_record
+from smnist import machine, markdown, mean_and_spread, write_record
 
 from compressm.cli.app import run
 from compressm.cli.metrics import read_metrics
@@ -29,6 +31,7 @@ from compressm.cli.results import Results
 from compressm.data import Task, load_dataset
 
 ORDER, ORDERS = 32, (16, 8)
+SCORES = "before", "after", "end", "uncut"
 MARKS = "<!-- families: begin -->\n", "<!-- families: end -->\n"
 
 
@@ -63,7 +66,7 @@ RUNS = (
 )
 
 
-def train(case: Run, folder: Path, cut: bool) -> None:
+def train(case: Run, seed: int, folder: Path, cut: bool) -> None:
     """One run of the command line; RuntimeError where it fails."""
     first, second = case.steps // 3, case.steps // 2
     cuts = ["--at", f"{first},{second}", "--orders", ",".join(map(str, ORDERS))] if cut else ["--no-compress"]
@@ -71,42 +74,46 @@ def train(case: Run, folder: Path, cut: bool) -> None:
     arguments = [
         "train", case.data, "--layer", case.layer, "--order", str(ORDER), "--width", "16", "--blocks", "1",
         "--batch-size", "16", "--steps", str(case.steps), "--eval-every", str(case.steps), "--threads", "1",
-        "--lr", str(case.lr), "--seed", "0", "--quiet", "--run", str(folder), *cuts,
+        "--lr", str(case.lr), "--seed", str(seed), "--quiet", "--run", str(folder), *cuts,
         *(word for item in sets.items() for word in ("--set", "=".join(item))),
     ]  # fmt: skip
     if run(arguments) != 0:
         raise RuntimeError(f"compressm {' '.join(arguments)} failed")
 
 
-def measure(case: Run) -> dict[str, Any]:
-    """The scores of one family, with and without cuts."""
+def measure(case: Run, seeds: Sequence[int]) -> dict[str, Any]:
+    """The scores of one family, with and without cuts, a list over seeds each."""
     dataset = load_dataset(case.data)
     metric = "accuracy" if dataset.task is Task.CLASSIFY else "nrmse"
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        cut, uncut = Path(scratch) / "cut", Path(scratch) / "uncut"
-        train(case, cut, True)
-        train(case, uncut, False)
-        records = read_metrics(cut / "metrics.jsonl")
-        scores = {m: [r[metric] for r in records if r.get("moment") == m] for m in ("before_cut", "after_cut")}
-        end, full = Results.read(cut).test[metric], Results.read(uncut).test[metric]
-    if len(scores["before_cut"]) != len(ORDERS) or len(scores["after_cut"]) != len(ORDERS):
-        raise RuntimeError(f"{case.name}: {len(scores['after_cut'])} of {len(ORDERS)} cuts were made")
+    each = [scores(case, seed, metric) for seed in seeds]
     return {
         "layer": case.name,
         "data": case.data,
         "metric": metric,
         "steps": case.steps,
         "lr": case.lr,
+        "seeds": list(seeds),
         "validation": dataset.validation.cases,
         "test": dataset.test.cases,
-        "before": scores["before_cut"][-1],
-        "after": scores["after_cut"][-1],
-        "end": end,
-        "uncut": full,
+        **{key: [found[key] for found in each] for key in SCORES},
         "seconds": time.perf_counter() - started,
         "machine": machine(),
     }
+
+
+def scores(case: Run, seed: int, metric: str) -> dict[str, float]:
+    """The scores of one seed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        cut, uncut = Path(scratch) / "cut", Path(scratch) / "uncut"
+        train(case, seed, cut, True)
+        train(case, seed, uncut, False)
+        records = read_metrics(cut / "metrics.jsonl")
+        around = {m: [r[metric] for r in records if r.get("moment") == m] for m in ("before_cut", "after_cut")}
+        end, full = Results.read(cut).test[metric], Results.read(uncut).test[metric]
+    if any(len(found) != len(ORDERS) for found in around.values()):
+        raise RuntimeError(f"{case.name}, seed {seed}: {len(around['after_cut'])} of {len(ORDERS)} cuts were made")
+    return {"before": around["before_cut"][-1], "after": around["after_cut"][-1], "end": end, "uncut": full}
 
 
 def recorded(out: Path | None) -> dict[tuple[str, str], dict[str, Any]]:
@@ -125,7 +132,7 @@ def table(found: list[dict[str, Any]]) -> str:
             str(r["data"]),
             str(r["metric"]),
             f"{r['validation']} / {r['test']}",
-            *(f"{r[key]:.3f}" for key in ("before", "after", "end", "uncut")),
+            *(mean_and_spread(r[key], 3) for key in SCORES),
         ]
         for r in found
     ]
@@ -162,6 +169,7 @@ def main() -> int:
     """Run all families, or those named; 1 where one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=None, help="kinds of layers")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--page", type=Path)
     args = parser.parse_args()
@@ -169,7 +177,7 @@ def main() -> int:
     for case in RUNS:
         if args.only is None or case.layer in args.only:
             try:
-                rows[case.name, case.data] = measure(case)
+                rows[case.name, case.data] = measure(case, args.seeds)
                 print(rows[case.name, case.data], flush=True)
             except RuntimeError as error:
                 failed.append(case.name)
