@@ -58,7 +58,7 @@ RUNS = (
     Run("s4d", "ucr:ACSF1", 300, 1e-2),
     Run("s4", "ucr:GunPoint"),
     Run("dss", "digits", 600, 1e-2),
-    Run("lssl", "ucr:ItalyPowerDemand", 200),
+    Run("lssl", "ucr:ItalyPowerDemand", 400),
     Run("rotations", "wiener-hammerstein"),
     Run("linoss", "pick-and-place", options={"model.discretization": "im"}),
     Run("linoss", "digits", 600, 1e-2, options={"model.discretization": "imex"}),

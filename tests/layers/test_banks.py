@@ -8,6 +8,7 @@ import torch
 from compressm.errors import ConfigError
 from compressm.layers import DSS, LSSL, S4, S4D, DSSKernel
 from compressm.layers.hippo import diagonal_legs, legs
+from compressm.layers.lssl import dissipative_matrix
 from compressm.ops import Sampling
 
 
@@ -56,14 +57,38 @@ def test_dss_kernel(kernel) -> None:
 def test_lssl_kernel(length) -> None:
     """C Ad^l Bd + D with the trapezoidal rule: arXiv 2110.13985, eqs. 2 and 3."""
     layer = LSSL(3, 6, dt_min=0.01, dt_max=0.3).double()
+    layer.skew.add_(torch.randn_like(layer.skew))  # what is symmetric in it does not count
     eye = torch.eye(6, dtype=torch.float64)
+    matrix = (layer.skew - layer.skew.mT) / 2 - torch.diag(layer.log_decay.exp())
     found = impulse(layer, length)
     for h, dt in enumerate(layer.log_dt.exp()):
-        left = torch.linalg.inv(eye - dt / 2 * layer.A)
-        a, x = left @ (eye + dt / 2 * layer.A), left @ (dt * layer.B)
+        left = torch.linalg.inv(eye - dt / 2 * matrix)
+        a, x = left @ (eye + dt / 2 * matrix), left @ (dt * layer.B)
         for k in range(length):
             assert torch.allclose(found[h, k], layer.C[h] @ x + (layer.D[h] if k == 0 else 0), atol=1e-11)
             x = a @ x
+
+
+@torch.no_grad()
+def test_lssl_is_hippo_legs_at_the_start() -> None:
+    """B^T A^k B, which determine A and B up to a rotation; parameters are rounded to float32."""
+    layer, (a, b, _) = LSSL(2, 8), legs(8)
+    mine = dissipative_matrix(layer.skew.double(), layer.log_decay.double())
+    x, y = b, layer.B.double()
+    for _ in range(16):
+        assert torch.allclose(layer.B.double() @ y, b @ x, rtol=2e-4)
+        x, y = a @ x, mine @ y
+
+
+@pytest.mark.parametrize("kind", [LSSL, S4])
+def test_any_values_are_stable(kind) -> None:
+    layer = kind(3, 6, generator=torch.Generator().manual_seed(0))
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.copy_(3 * torch.randn(parameter.shape, generator=generator))
+            assert torch.linalg.matrix_norm(layer.sampled()[0], 2).max() <= 1
 
 
 @torch.no_grad()

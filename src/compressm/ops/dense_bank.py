@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from compressm.ops.checks import check_dense_bank
 
@@ -12,24 +15,83 @@ def dense_bank_response(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
     """K[h, l] = Re(c_h A_h^l b_h) for l < length, (H, length); a (H, N, N), b and c (H, N), real or complex.
 
     With l = q T + r and T about sqrt(length), K is a product of the rows c A^{qT} with the columns A^r b, both by
-    doubling: log2(length) squarings of the state matrices and no other powers of them. Squaring loses digits in
-    proportion to the length, so give float64 where the memory is long. Raises InvalidSystemError where shapes do not
-    fit together.
+    doubling: log2(length) squarings and no other powers. What is squared is E = A - I, as E' = 2 E + E^2: its rounding
+    errors are relative to E, so that slow modes, where E is small, keep their digits over any length. The precision is
+    that of b and c; give A in float64, from which E is formed.
+
+    Raises InvalidSystemError where shapes do not fit together.
     """
     check_dense_bank(a, b, c, length)
-    if a.numel() == 0 or length == 0:
-        return (b * c).real.sum(-1, keepdim=True).expand(-1, length) if length else c.real.new_zeros(len(c), 0)
-    doublings = ((length - 1).bit_length() + 1) // 2
-    columns, power = _double(a, b.unsqueeze(-1), doublings)
-    coarse = -(-length // columns.shape[-1])
-    rows, _ = _double(power.mT, c.unsqueeze(-1), (coarse - 1).bit_length())
-    return (rows[..., :coarse].mT @ columns).real.flatten(1)[:, :length]
+    if b.numel() == 0 or length == 0:
+        return (b * c).real.sum(-1, keepdim=True).expand(-1, length)
+    dtype = torch.promote_types(b.dtype, c.dtype)
+    dtype = dtype.to_complex() if a.is_complex() else dtype
+    change = (a - torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)).to(dtype)
+    kernel: Tensor = _DenseBankResponse.apply(change, b.to(dtype), c.to(dtype), length)
+    return kernel
 
 
-def _double(a: Tensor, start: Tensor, times: int) -> tuple[Tensor, Tensor]:
-    """[x, A x, .., A^{T-1} x] (H, N, T) and A^T with T = 2^times."""
-    columns, power = start, a
-    for _ in range(times):
-        columns = torch.cat([columns, power @ columns], dim=-1)
-        power = power @ power
-    return columns, power
+class _DenseBankResponse(torch.autograd.Function):
+    """Written out since the graph of the doublings costs more than their products."""
+
+    @staticmethod
+    def forward(ctx: Any, change: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
+        doublings = ((length - 1).bit_length() + 1) // 2
+        fine = 1 << doublings
+        coarse = -(-length // fine)
+        along = _powers(change, doublings + 1)
+        across = _powers(along[-1].mT, (coarse - 1).bit_length())
+        columns, rows = _doubled(b, along[:-1]), _doubled(c, across)
+        ctx.save_for_backward(columns, rows, *along, *across)
+        ctx.doublings = doublings
+        return torch.bmm(rows[..., :coarse].mT, columns).real.flatten(1)[:, :length].contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        columns, rows, *powers = ctx.saved_tensors
+        along, across = powers[: ctx.doublings + 1], powers[ctx.doublings + 1 :]
+        fine, length = columns.shape[-1], grad.shape[-1]
+        grad = torch.nn.functional.pad(grad, (0, rows.shape[-1] * fine - length)).view(len(grad), -1, fine)
+        grad = grad.to(rows.dtype)
+        grad_last, grad_c = _doubled_backward(rows, across, torch.bmm(columns.conj(), grad.mT), None)
+        grad_power = None if grad_last is None else grad_last.mT
+        grad_change, grad_b = _doubled_backward(columns, along[:-1], torch.bmm(rows.conj(), grad), grad_power)
+        return grad_change, grad_b, grad_c, None
+
+
+def _powers(change: Tensor, count: int) -> list[Tensor]:
+    """A - I, A^2 - I, A^4 - I, .. for A = I + change; `count` of them."""
+    powers = [change]
+    for _ in range(count - 1):
+        powers.append(torch.baddbmm(powers[-1], powers[-1], powers[-1], beta=2))
+    return powers[:count]
+
+
+def _doubled(start: Tensor, powers: list[Tensor]) -> Tensor:
+    """[x, A x, .., A^{T-1} x] (H, N, T) with T = 2^k for k powers A^{2^i} - I and x (H, N)."""
+    columns = start.new_empty(*start.shape, 1 << len(powers))
+    columns[..., 0] = start
+    for level, power in enumerate(powers):
+        known = columns[..., : 1 << level]
+        torch.add(known, torch.bmm(power, known), out=columns[..., 1 << level : 2 << level])
+    return columns
+
+
+def _doubled_backward(
+    columns: Tensor, powers: list[Tensor], grad: Tensor, grad_power: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """Gradients of the first power and of x, from those of the columns (changed in place) and of the last power's
+    successor.
+
+    None where that gradient is None and there is no power.
+    """
+    for level in reversed(range(len(powers))):
+        power, half = powers[level], 1 << level
+        later, known = grad[..., half : 2 * half], columns[..., :half]
+        through = torch.bmm(later, known.mH)
+        if grad_power is not None:  # of 2 P + P P
+            through.add_(grad_power, alpha=2).baddbmm_(grad_power, power.mH).baddbmm_(power.mH, grad_power)
+        grad_power = through
+        grad[..., :half] += later + torch.bmm(power.mH, later)
+    return grad_power, grad[..., 0]
