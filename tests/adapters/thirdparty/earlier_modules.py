@@ -161,14 +161,15 @@ KERNELS = {
 
 
 class Wrapper(nn.Module):
-    """What is between layer and kernel; N counts both of each conjugate pair."""
+    """What is between layer and kernel; N counts both of each conjugate pair. The first one rounds what it returns."""
 
     def __init__(self, kernel: nn.Module, width: int, states: int) -> None:
         super().__init__()
         self.H, self.N, self.kernel = width, states, kernel
 
     def forward(self, state: Tensor | None = None, L: int | None = None, rate: float = 1.0) -> tuple[Tensor, None]:
-        return self.kernel(state=state, L=L, rate=rate)
+        found, _ = self.kernel(state=state, L=L, rate=rate)
+        return (found.float() if isinstance(self.kernel, FirstLowRankKernel) else found), None
 
 
 class DSSKernel(nn.Module):
@@ -207,7 +208,7 @@ class DSSKernel(nn.Module):
         else:
             gain = torch.ones_like(z) if "no-scale" in self.version else torch.expm1(z) / s
         powers = torch.exp(z[..., None] * torch.arange(L))
-        return torch.einsum("chn,hnl->chl", torch.view_as_complex(self.W) * gain, powers).real, None
+        return torch.einsum("chn,hnl->chl", torch.view_as_complex(self.W) * gain, powers).real.float(), None
 
 
 class Activated(nn.Module):
@@ -256,8 +257,12 @@ class Activated(nn.Module):
             y = convolved(u, kernel)
         return y + torch.einsum("bhl,ch->bchl", u, self.D)
 
-    def forward(self, u: Tensor, state: Tensor | None = None, rate: float = 1.0, **ignored) -> tuple[Tensor, None]:
+    def forward(
+        self, u: Tensor, state: Tensor | None = None, rate: float = 1.0, lengths: Tensor | None = None, **ignored
+    ) -> tuple[Tensor, None]:
         u = u if self.transposed else u.mT
+        if lengths is not None:
+            u = u * (torch.arange(u.shape[-1]) < lengths[:, None, None])
         u = u if self.bottleneck is None else torch.tanh(self.input_linear(u.mT)).mT
         y = self.systems(u)
         if self.hyper:

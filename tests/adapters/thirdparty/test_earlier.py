@@ -100,6 +100,19 @@ def test_no_release_is_taken_for_another(activated, convolution, h3) -> None:
     assert found == [RELEASES[k] for k in order]
 
 
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_what_lies_behind_the_lengths_is_left_out(activated, both_ways) -> None:
+    layer, u, lengths = make(activated, bidirectional=both_ways), torch.randn(2, 3, 8), torch.tensor([5, 8])
+    for call in ({"lengths": lengths}, {"args": (None, 1.0, lengths)}):
+        with Calibration(layer) as calibration:
+            layer(u, *call.get("args", ()), **({} if "args" in call else call))[0].sum().backward()
+        found, mask = calibration.capture("").inputs[0]
+        wanted = torch.arange(8) < lengths[:, None]
+        assert torch.equal(found[:2], u.mT) and torch.equal(mask[:2], wanted)
+        if both_ways:
+            assert torch.equal(found[2:], u.mT.flip(1)) and torch.equal(mask[2:], wanted.flip(1))
+
+
 def gradients(layer: nn.Module) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     u = torch.randn(2, 3, 20, generator=generator).double()

@@ -187,7 +187,7 @@ def test_a_checkpoint_of_a_cut_layer_fits_one_of_full_size(build, tmp_path) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_other_precisions_are_cut_where_the_layer_itself_runs(build, dtype) -> None:
+def test_other_precisions_are_cut_where_the_layer_itself_runs(build, dtype, request) -> None:
     torch.manual_seed(0)
     model = build().double() if dtype is torch.float64 else build().bfloat16()  # to(dtype) makes complex ones real
     kept = {name: p.clone() for name, p in model.named_parameters()}
@@ -201,6 +201,10 @@ def test_other_precisions_are_cut_where_the_layer_itself_runs(build, dtype) -> N
             assert all(torch.equal(kept[name], p) for name, p in model.named_parameters())
             return
     assert dtype is torch.float64
+    if request.node.callspec.params["build"] in ("2022 first", "2022 free", "dss"):  # these round their kernels
+        with pytest.raises(AdapterError, match="differs from that of Activated's own forward pass"):
+            compress_(model, settings)
+        return
     assert compress_(model, settings).layers[0].order_after <= 4
     assert all(p.dtype is kept[name].dtype for name, p in model.named_parameters())
     assert model(torch.randn(2, 6, 3, dtype=dtype)).isfinite().all()

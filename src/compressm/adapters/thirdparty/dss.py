@@ -86,7 +86,7 @@ class DSSKernelAdapter(StateSpaceAdapter):
         self, layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> tuple[Tensor, Tensor | None]:
         """The first argument; the layer ignores all others."""
-        return _AROUND.inputs(layer, args[:1] or (kwargs.get("u"),), {}), None
+        return _AROUND.inputs(layer, args[:1] or (kwargs.get("u"),), {})
 
     def arranged(self, layer: nn.Module, value: Tensor) -> Tensor:
         """`(batch, L, H p)`, for a bidirectional layer `(2 batch, L, H 2 p)`."""

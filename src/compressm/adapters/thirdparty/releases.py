@@ -119,7 +119,7 @@ V4_ALONE = replace(V4, path="", around=Alone(), sizes=(("N", 1),))
 
 V3 = Release(
     _NESTED,
-    Convolution("activation", f"{_NESTED}C"),
+    Convolution("activation", f"{_NESTED}C", takes_lengths=True),
     SplitPoles("inv_A_real", "A_imag", 1.0, "real_type"),
     "log_dt",
     _NESTED_SIZES,
@@ -138,10 +138,14 @@ V3_LOW_RANK = replace(
 V3_ALONE = replace(V3, path="", around=Alone(), sizes=(("N", 1),))
 """`SSKernelDiag` where another layer calls it, as that of H3 does."""
 
-V2_HURWITZ = replace(V3_LOW_RANK, poles=SplitPoles("log_w_real", "w_imag", 1.0, "real_type"))
+V2_HURWITZ = replace(
+    V3_LOW_RANK,
+    around=Convolution("activation", f"{_NESTED}C"),
+    poles=SplitPoles("log_w_real", "w_imag", 1.0, "real_type"),
+)
 """The first of 2022: `S4` around `HippoSSKernel` around `SSKernelNPLR(hurwitz=True)`."""
 
-V2 = replace(V3_LOW_RANK, poles=ViewedPoles("w"), low_rank=LowRank("P", "Q", "L"))
+V2 = replace(V2_HURWITZ, poles=ViewedPoles("w"), low_rank=LowRank("P", "Q", "L"))
 """The same with `hurwitz=False`, its default: poles free, P and Q apart."""
 
 RELEASES = (V4_LOW_RANK, V4, V4_REAL, V3_LOW_RANK, V2_HURWITZ, V2, V3, V4_ALONE, V3_ALONE)

@@ -57,7 +57,7 @@ class KernelAdapter(StateSpaceAdapter):
         self, layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> tuple[Tensor, Tensor | None]:
         """The first argument; AdapterError for a call with a state or a rate other than 1."""
-        return release_of(layer).around.inputs(layer, args, kwargs), None
+        return release_of(layer).around.inputs(layer, args, kwargs)
 
     def arranged(self, layer: nn.Module, value: Tensor) -> Tensor:
         """`(batch, L, H p)`, for a bidirectional layer `(2 batch, L, H 2 p)`."""

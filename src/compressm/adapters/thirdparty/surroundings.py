@@ -33,8 +33,10 @@ class Surroundings(ABC):
         """The submodule that is called with the systems' output, None where that is what the layer returns."""
 
     @abstractmethod
-    def inputs(self, layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor:
-        """The input `(batch, L, H)` of a call."""
+    def inputs(
+        self, layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The input `(batch, L, H)` of a call and its mask `(batch, L)`, True for data."""
 
     @abstractmethod
     def arranged(self, layer: nn.Module, value: Tensor) -> Tensor:
@@ -57,10 +59,12 @@ class Convolution(Surroundings):
     next step on, and is added to the first. It is read as further outputs; what is balanced and reported on is that
     system, and the layer's own H-infinity error is at most twice the reported one. Each captured sequence counts twice,
     as it is and reversed. `weights` names the kernel's output weights, which have the outputs in their first dimension.
+    With `takes_lengths` the layer sets its input to 0 from the `lengths` on that it is called with.
     """
 
     submodule: str
     weights: str = "kernel.C"
+    takes_lengths: bool = False
 
     def shapes(self) -> dict[str, str]:
         """D and the submodule."""
@@ -70,10 +74,18 @@ class Convolution(Surroundings):
         """The submodule."""
         return layer.get_submodule(self.submodule)
 
-    def inputs(self, layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor:
+    def inputs(
+        self, layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> tuple[Tensor, Tensor | None]:
         """The first argument; AdapterError for a call with a state or a rate other than 1."""
-        u = system_input(layer, args, kwargs)
-        return torch.cat([u, u.flip(1)]) if is_bidirectional(layer) else u
+        u, mask = system_input(layer, args, kwargs), None
+        lengths = kwargs.get("lengths", args[3] if len(args) > 3 else None)
+        if self.takes_lengths and isinstance(lengths, int | Tensor):
+            ends = torch.as_tensor(lengths, device=u.device).reshape(-1, 1).expand(len(u), 1)
+            mask = torch.arange(u.shape[1], device=u.device) < ends
+        if not is_bidirectional(layer):
+            return u, mask
+        return torch.cat([u, u.flip(1)]), None if mask is None else torch.cat([mask, mask.flip(1)])
 
     def arranged(self, layer: nn.Module, value: Tensor) -> Tensor:
         """With `bidirectional` `(2 batch, L, H 2 p)`, first for what runs forwards."""
@@ -153,7 +165,9 @@ class Alone(Surroundings):
     def tap(self, layer: nn.Module) -> None:
         """The layer returns all there is."""
 
-    def inputs(self, layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor:
+    def inputs(
+        self, layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> tuple[Tensor, Tensor | None]:
         """AdapterError: a kernel has no input."""
         raise AdapterError(f"{type(layer).__name__} is a kernel that others convolve with; it is given no input.")
 
