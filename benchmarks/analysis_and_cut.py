@@ -9,9 +9,11 @@ the H2 error of the report are timed apart. Initial layers have poles all over t
 their poles next to another one, so that the Gramians are numerically singular and their factors come from the slower,
 accurate elimination. "Gramians from data" is what weighting by data and loss adds: the second moments of states and
 costates over 100 captured sequences of 784 steps, and their factors. "A bank of systems" is one with a system for each
-channel; `compress_` of an S4D layer of this size also verifies it, writes it back and measures the errors. "Everything
-until the next step" is a cut under captured data with the optimizer's state carried over, and what the first step after
-it takes more than those that follow. Peak memory is the growth of the resident set, in a process of its own.
+channel; `compress_` of an S4D layer of this size also verifies it, writes it back and measures the errors. "A bank of
+systems with common poles" is a DSS layer, read, verified, and reduced to a choice of its states; rules that allow a
+loss try several sizes and measure what each loses. "Everything until the next step" is a cut under captured data with
+the optimizer's state carried over, and what the first step after it takes more than those that follow. Peak memory is
+the growth of the resident set, in a process of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,14 +36,15 @@ from torch import nn
 
 from compressm.adapters.calibration import Calibration, Capture
 from compressm.adapters.moments import controllability_moments, observability_moments
+from compressm.analysis import Decision, LayerAnalysis
 from compressm.compress import compress_
-from compressm.layers import LRU, S4D
+from compressm.layers import DSS, LRU, S4D
 from compressm.linalg.forms import Frame
 from compressm.linalg.gramians import gramian_factors, moment_factor
 from compressm.linalg.hankel import hankel_spectrum
 from compressm.linalg.norms import difference, h2_norm, hinf_estimate
 from compressm.linalg.statespace import StateSpace
-from compressm.reduction.criteria import FixedFraction, OrderChoice
+from compressm.reduction.criteria import Criterion, ErrorBound, FixedFraction, HankelEnergy, OrderChoice
 from compressm.reduction.reduce import reduce_diagonal
 from compressm.reduction.reducers import BalancedTruncation
 from compressm.reduction.result import GramianSource, Reduction
@@ -54,6 +58,7 @@ SETTINGS = CompressionSettings(
 SHAPES = [(256, 8, 0.5), (512, 256, 3.0)]
 SMOKE_SHAPES = [(16, 2, 0.5), (12, 20, 0.5)]
 BANK, SMOKE_BANK = (512, 64), (6, 8)  # systems, order
+TIED = [(FixedFraction(0.75), 2.0), (HankelEnergy(0.3), 10.0), (ErrorBound(2.0), 10.0)]  # seconds allowed
 PAUSES, SMOKE_PAUSES = [(256, 8, 50, 784), (384, 512, 2, 1024)], [(16, 2, 4, 32)]  # N, H, batch, L; one layer
 KINDS = ("initial", "crowded")
 
@@ -186,6 +191,27 @@ def measure_bank(systems: int, order: int, repeats: int) -> dict[str, object]:
     }
 
 
+def measure_tied(systems: int, order: int, criterion: Criterion, allowed: float, repeats: int) -> dict[str, object]:
+    """A bank with common poles, of which a choice is kept: read, analysed and reduced, as `compress_` does."""
+    from compressm.adapters.registry import find_layers
+
+    (ref,) = find_layers(nn.ModuleList([DSS(systems, order, generator=torch.Generator().manual_seed(0))]))
+    settings = replace(SETTINGS, criterion=criterion)
+    whole, decision = timed(lambda: LayerAnalysis(ref, settings, None, None).decide(reduce=True), repeats)
+    if not isinstance(decision, Decision) or decision.reduction is None or decision.discarded is None:
+        raise RuntimeError("the bank cannot be cut; nothing was measured")
+    return {
+        "systems": systems,
+        "order": order,
+        "criterion": type(criterion).__name__,
+        "to": decision.reduction.order,
+        "discarded": float(decision.discarded.sum() / decision.values.sum()),
+        "whole s": whole,
+        "allowed s": allowed,
+        "within": "yes" if whole <= allowed else "no",
+    }
+
+
 def measure_pause(order: int, width: int, batch: int, length: int, repeats: int) -> dict[str, object]:
     """What a training run waits for: one weighted cut to half and what the next step takes more, in steps' worth."""
     pauses, steps = [], []
@@ -258,6 +284,9 @@ def main() -> None:
         "Parts": [{k: row[k] for k in (*same, *parts)} for row in rows],
         "Gramians from data": [measure_capture(shapes[0][0], shapes[0][1], repeats)],
         "A bank of systems": [measure_bank(*(BANK if not options.smoke else SMOKE_BANK), repeats)],
+        "A bank of systems with common poles": [
+            measure_tied(*(BANK if not options.smoke else SMOKE_BANK), *case, repeats) for case in TIED
+        ],
         "Everything until the next step": [
             measure_pause(*shape, repeats) for shape in (SMOKE_PAUSES if options.smoke else PAUSES)
         ],

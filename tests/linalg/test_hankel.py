@@ -10,7 +10,7 @@ from compressm.linalg.forms import Frame, realify, similarity
 from compressm.linalg.gramians import GramianFactors, gramian_factors
 from compressm.linalg.hankel import hankel_nuclear_norm, hankel_singular_values, hankel_spectrum
 from compressm.linalg.statespace import StateSpace
-from compressm.testing.systems import PoleKind, Recipe, build_diagonal, ring_system
+from compressm.testing.systems import PoleKind, Recipe, build_diagonal, ring_system, stack_systems
 
 
 @pytest.mark.parametrize("pole", [0.0, 1e-9, -0.5, 0.3 + 0.4j, 0.9999, -0.9999])
@@ -85,6 +85,14 @@ def test_the_spectrum_is_a_decomposition_of_the_factors() -> None:
     spectrum = hankel_spectrum(factors)
     product = factors.observability.mH @ factors.controllability
     assert torch.allclose(spectrum.left * spectrum.values @ spectrum.right.mH, product, atol=1e-12)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_values_without_vectors_are_the_same(outputs: int) -> None:
+    factors = gramian_factors(stack_systems([ring_system(7, 1, outputs, seed=i) for i in range(40)]))
+    whole, values = hankel_spectrum(factors), hankel_spectrum(factors, vectors=False)
+    assert torch.allclose(values.values, whole.values, rtol=1e-10, atol=1e-14)
+    assert values.left.shape == values.right.shape == (40, 14, 0)
 
 
 def test_unstable_systems_need_a_horizon() -> None:

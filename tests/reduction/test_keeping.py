@@ -14,6 +14,7 @@ from compressm.linalg.gramians import dual, gramian_factors
 from compressm.linalg.hankel import hankel_spectrum
 from compressm.linalg.norms import difference, h2_norm
 from compressm.linalg.statespace import StateSpace
+from compressm.reduction.criteria import tails
 from compressm.reduction.keeping import BalancedKeepSets, BalancedSelection, balanced_scores
 from compressm.reduction.result import GramianSource, Reduction
 from compressm.reduction.selection import ModalTruncation, SelectionRules, select_states
@@ -164,3 +165,47 @@ def test_the_complex_frame_is_refused() -> None:
     weighting = Weighting(factors, hankel_spectrum(factors), GramianSource.WHITE, GramianSource.WHITE)
     with pytest.raises(UnsupportedReductionError, match="real frame"):
         BalancedKeepSets(system, weighting, BalancedSelection(), FREE)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("real", [False, True])
+def test_what_is_discarded_is_what_the_best_estimate_leaves(shared: bool, real: bool) -> None:
+    """By definition, from the maps of the reduction and both Gramian factors."""
+    bank = stack_systems([ring_system(7, 1, 2, seed=i) for i in range(3)])
+    if real:  # Im x of a real pole is zero
+        poles, b = bank.a.clone(), bank.b.clone()
+        poles[:, 2], b[:, 2] = poles[:, 2].abs() + 0j, 1.0
+        bank = replace(bank, a=poles, b=b, log_a=poles.log())
+    weighting = weighting_of(bank)
+    sets = BalancedKeepSets(bank, weighting, BalancedSelection(), SelectionRules(shared=shared, refit_outputs=True))
+    p, q = weighting.factors.controllability, weighting.factors.observability
+    sums = []
+    for slots in range(1, 7):
+        reduction = sets.reduction(slots)
+        estimate = reduction.embed(reduction.restrict(torch.complex(p[:, :7], p[:, 7:])))
+        lost = q.mT @ (p - torch.cat([estimate.real, estimate.imag], 1))
+        wanted = torch.linalg.svdvals(lost).sum(-1)
+        assert torch.allclose(sets.discarded(slots), wanted, rtol=1e-6, atol=1e-9 * float(sets.values.max()))
+        assert bool((wanted >= tails(sets.values)[:, 2 * slots] * (1 - 1e-9)).all())
+        sums.append(sets.discarded(slots))
+    falling = torch.stack(sums).diff(dim=0)
+    assert float(falling.max()) < 1e-9
+
+
+def test_a_choice_for_many_channels_does_not_depend_on_threads() -> None:
+    bank = stack_systems([ring_system(12, 1, 1, smallest=0.5, largest=0.97, seed=i) for i in range(40)])
+    rules, threads = SelectionRules(shared=True, refit_outputs=True), torch.get_num_threads()
+    whole = BalancedKeepSets(bank, weighting_of(bank), BalancedSelection(), rules)
+    found = whole.reduction(5), whole.discarded(5)
+    torch.set_num_threads(2 if threads == 1 else 1)
+    try:
+        again = BalancedKeepSets(bank, weighting_of(bank), BalancedSelection(), rules)
+        assert torch.equal(again.reduction(5).keep, found[0].keep)
+        assert torch.allclose(again.reduction(5).system.c, found[0].system.c, rtol=1e-12)
+        assert torch.allclose(again.discarded(5), found[1], rtol=1e-12)
+    finally:
+        torch.set_num_threads(threads)
+    for i, system in enumerate(unstack_systems(bank)[:3]):
+        kept = fitted_by_impulse_response(system, found[0].keep)
+        error = h2_norm(difference(system, unstack_systems(found[0].system)[i]))
+        assert error == pytest.approx(kept, rel=1e-6)

@@ -72,7 +72,8 @@ class LayerGramians:
                     continue
                 factors = GramianFactors(p, q, self.frame)
             used = horizon if white else None
-            yield Weighting(factors, hankel_spectrum(factors), controllability, observability, used)
+            spectrum = hankel_spectrum(factors, vectors=isinstance(self._reducer, Reducer))
+            yield Weighting(factors, spectrum, controllability, observability, used)
 
     def moment_sums(self, tokens: tuple[int, int]) -> tuple[MomentSum | None, MomentSum | None]:
         """The sums behind the Gramians from data that the settings ask for, of this process's own captures.

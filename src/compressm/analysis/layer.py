@@ -20,6 +20,7 @@ from compressm.linalg.clamping import Clamped, clamp_poles
 from compressm.linalg.forms import Frame, states_per_slot
 from compressm.linalg.horizon import horizon_norms
 from compressm.linalg.norms import difference, hinf_estimate, hinf_norm
+from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import Budget, OrderChoice, Spectrum, Tolerance, tails
 from compressm.reduction.keeping import BalancedKeepSets, BalancedSelection, KeepSets, ModalKeepSets
 from compressm.reduction.reduce import reduce_dense, reduce_diagonal, require_feedthrough
@@ -160,13 +161,13 @@ class LayerAnalysis:
             result = attempt(OrderChoice(states, size))
             if not isinstance(result, Reduction) or result.order >= self.slots:
                 return None
-            return Trial(lambda: tails(values)[..., states], partial(self._within, result))
+            return Trial(lambda: tails(values)[..., states], partial(self._within, result.system))
 
         return Trials(range(1, self.slots), tried)
 
-    def _within(self, reduction: Reduction, tolerance: float) -> bool:
+    def _within(self, reduced: StateSpace, tolerance: float) -> bool:
         """Whether the H-infinity error is at most that; over a finite horizon where there is no other."""
-        error = difference(self.system, reduction.system)
+        error = difference(self.system, reduced)
         if not error.is_stable():
             return self.gramians.horizon is not None and horizon_norms(error, self.gramians.horizon).gain <= tolerance
         if hinf_estimate(error) > tolerance:
@@ -187,7 +188,7 @@ class LayerAnalysis:
     ) -> Decision:
         def tried(size: int) -> Trial:
             lost = partial(self._pooled_sums, sets, size)
-            return Trial(lost, lambda tolerance: self._within(sets.reduction(size), tolerance))
+            return Trial(lost, lambda tolerance: self._within(sets.reduced(size), tolerance))
 
         spectrum = self._spectrum(sets.values)
         choice = self.settings.order_policy().choose(spectrum, Trials(sets.sizes, tried))

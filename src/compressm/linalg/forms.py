@@ -40,15 +40,18 @@ def realify(system: StateSpace) -> StateSpace:
     a = torch.diag_embed(system.a) if system.is_diagonal else system.a
     if not system.is_complex:
         return replace(system, a=a, log_a=None)
-    a, b, c = (t if t.is_complex() else torch.complex(t, torch.zeros_like(t)) for t in (a, system.b, system.c))
+    a = a if a.is_complex() else torch.complex(a, torch.zeros_like(a))
     top, bottom = torch.cat([a.real, -a.imag], -1), torch.cat([a.imag, a.real], -1)
-    return replace(
-        system,
-        a=torch.cat([top, bottom], -2),
-        b=torch.cat([b.real, b.imag], -2),
-        c=torch.cat([c.real, -c.imag], -1),
-        log_a=None,
-    )
+    b, c = real_ports(system)
+    return replace(system, a=torch.cat([top, bottom], -2), b=b, c=c, log_a=None)
+
+
+def real_ports(system: StateSpace) -> tuple[Tensor, Tensor]:
+    """B and C of the real system behind one with real output: as they are, or for the states [Re x; Im x]."""
+    if not system.is_complex:
+        return system.b, system.c
+    b, c = (t if t.is_complex() else torch.complex(t, torch.zeros_like(t)) for t in (system.b, system.c))
+    return torch.cat([b.real, b.imag], -2), torch.cat([c.real, -c.imag], -1)
 
 
 def mirrored(system: StateSpace) -> StateSpace:

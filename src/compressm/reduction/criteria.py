@@ -74,6 +74,11 @@ class Tolerance(Criterion):
     def admits(self, spectrum: Spectrum, trial: Trial) -> bool:
         """Whether a reduction of the layer loses no more than is allowed."""
 
+    def least_states(self, spectrum: Spectrum) -> int:
+        """A number of states below which it is known, without trying, that no reduction is admitted."""
+        del spectrum
+        return 0
+
 
 class Reference(Enum):
     """Which spectrum a relative tolerance is a fraction of."""
@@ -137,6 +142,10 @@ class HankelEnergy(Tolerance):
         """Whether no system discards more than its share."""
         allowed = self._allowed(spectrum)
         return bool((trial.discarded() <= allowed * (1 + _ROUNDING)).all())
+
+    def least_states(self, spectrum: Spectrum) -> int:
+        """That of balanced truncation: nothing discards less than the tail."""
+        return order_within(spectrum.values, self._allowed(spectrum) * (1 + _ROUNDING))
 
     def _allowed(self, spectrum: Spectrum) -> Tensor:
         sums = tails(spectrum.values)[..., 0]
@@ -227,7 +236,8 @@ class OrderPolicy:
         """
         n, per, rule = spectrum.order, spectrum.states_per_slot, self.criterion
         if trials is not None and isinstance(rule, Tolerance):
-            size = trials.smallest(lambda trial: rule.admits(spectrum, trial))
+            least = ceil(rule.least_states(spectrum) / per)
+            size = trials.smallest(lambda trial: rule.admits(spectrum, trial), least)
             choice = OrderChoice(n * per, n) if size is None else OrderChoice(size * per, size)
         else:
             choice = rule.choose(spectrum)

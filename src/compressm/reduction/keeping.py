@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from compressm.checks import require_kind
 from compressm.errors import UnsupportedReductionError
-from compressm.linalg.forms import Frame, in_frame
-from compressm.linalg.parallel import singular_values
+from compressm.linalg.forms import Frame, real_ports
+from compressm.linalg.parallel import in_pieces, singular_values
 from compressm.linalg.statespace import StateSpace
-from compressm.reduction.pursuit import RCOND, Pursuit
+from compressm.reduction.pursuit import Pursuit
 from compressm.reduction.result import ConjugateLinear, Reduction
 from compressm.reduction.selection import (
     ModalTruncation,
@@ -22,6 +23,7 @@ from compressm.reduction.selection import (
     reduce_by_selection,
     select_states,
 )
+from compressm.reduction.spans import RCOND, pseudo_inverse, values_beyond
 from compressm.reduction.weighting import Weighting
 
 
@@ -81,6 +83,10 @@ class KeepSets(ABC):
     def reduction(self, slots: int) -> Reduction:
         """The system with about `slots` of its states, `rules.shared` the same ones in all of a bank."""
 
+    def reduced(self, slots: int) -> StateSpace:
+        """The system of `reduction`, where its maps are not wanted."""
+        return self.reduction(slots).system
+
     @abstractmethod
     def discarded(self, slots: int) -> Tensor:
         """How much of the sum of `values` that loses, `(*h,)`."""
@@ -133,17 +139,19 @@ class BalancedKeepSets(KeepSets):
             )
         self._weighting = weighting
         self._outputs = reducer.refit and rules.refit_outputs
-        self._inputs = reducer.refit and rules.refit_inputs and not self._outputs
-        dense, factors = in_frame(system, Frame.REAL), weighting.factors
+        inputs = reducer.refit and rules.refit_inputs and not self._outputs
+        (b, c), factors = real_ports(system), weighting.factors
         self._factor, self._other = factors.controllability, factors.observability
-        self._regressors, seen = _regressors(system, rules), dense.c
-        if self._inputs:
+        self._regressors = _co_regressors(system, rules) if inputs else _regressors(system, rules)
+        if inputs:
             self._factor, self._other = self._other, self._factor
-            self._regressors, seen = _co_regressors(system, rules), dense.b.mT
+        self._seen = (b.mT if inputs else c) @ self._factor
+        self._directed = (rules.input_direction if inputs else rules.output_direction) is not None
+        self._discarded: dict[int, Tensor] = {}
         self._pursuit: Pursuit | None = None
-        if self._outputs or self._inputs:
-            bases = self._regressors @ self._factor.unsqueeze(-3)
-            self._pursuit = Pursuit(seen @ self._factor, bases, rules.shared)
+        if self._outputs or inputs:
+            bases = (self._regressors.flatten(-3, -2) @ self._factor).unflatten(-2, self._regressors.shape[-3:-1])
+            self._pursuit = Pursuit(self._seen, bases, rules.shared)
 
     @property
     def values(self) -> Tensor:
@@ -152,36 +160,66 @@ class BalancedKeepSets(KeepSets):
 
     def reduction(self, slots: int) -> Reduction:
         """The states kept, with the weights that may change fitted anew."""
-        system, groups = self.system, self._groups(slots)
-        keep = self.rules.states_of(groups)
+        system, keep = self.system, self.rules.states_of(self._groups(slots))
         rows = torch.eye(system.order, dtype=torch.complex128)[keep.expand(*system.batch_shape, -1)]
-        restrict, embed = ConjugateLinear(rows), ConjugateLinear(rows.mT.clone())
-        small = select_states(system, keep)
-        if self._outputs:
-            embed = _between_states(self._estimate(groups, keep), system)
-            small = replace(small, c=_like(embed.right(system.c.to(torch.complex128)), small.c))
-        elif self._inputs:
-            restrict = _between_states(self._estimate(groups, keep).mT, system)
-            small = replace(small, b=_like(restrict(system.b.to(torch.complex128)), small.b))
+        restrict, embed, small = ConjugateLinear(rows), ConjugateLinear(rows.mT.clone()), select_states(system, keep)
+        if self._pursuit is not None:
+            fitted = self._fitted(torch.cat([self._factor, self._seen], -2), self._pursuit, slots)
+            states, weights = fitted.split([self._factor.shape[-2], self._seen.shape[-2]], -2)
+            small = self._with_weights(small, weights)
+            if self._outputs:
+                embed = _between_states(states, system)
+            else:
+                restrict = _between_states(states.mT, system)
         order = keep.shape[-1] * (2 if system.is_complex and system.output == "real" else 1)
         sources = self._weighting.controllability, self._weighting.observability
         refitted = self._pursuit is not None
         return Reduction(small, order, restrict, embed, keep, 1.0, *sources, refitted=refitted)
 
+    def reduced(self, slots: int) -> StateSpace:
+        """The states kept, with the weights that may change fitted anew."""
+        small = select_states(self.system, self.rules.states_of(self._groups(slots)))
+        if self._pursuit is None:
+            return small
+        return self._with_weights(small, self._fitted(self._seen, self._pursuit, slots))
+
+    def _with_weights(self, small: StateSpace, weights: Tensor) -> StateSpace:
+        """With the weights `(*h, k, r)` of [Re x; Im x] as C, or as B^T."""
+        if small.is_complex:
+            re, im = weights.tensor_split(2, -1)
+            weights = torch.complex(re, -im)  # Re(c x) = Re c Re x - Im c Im x
+        if self._outputs:
+            return replace(small, c=_like(weights, small.c))
+        return replace(small, b=_like(weights.mH, small.b))
+
     def discarded(self, slots: int) -> Tensor:
         """The sum of the singular values of what is lost; those in the round-off of the largest count as zero."""
-        parts = self._parts(self.rules.states_of(self._groups(slots))).unsqueeze(-1)
-        product, factor = self._other.mT @ self._factor, self._factor
+        if slots not in self._discarded:
+            values = self._lost(slots)
+            floor = self.values.shape[-1] * torch.finfo(values.dtype).eps * self.values.amax(-1, keepdim=True)
+            self._discarded[slots] = torch.where(values > floor, values, 0.0).sum(-1)
+        return self._discarded[slots]
+
+    def _lost(self, slots: int) -> Tensor:
+        """The singular values of what is lost, without zeros that are known beforehand."""
+        keep, factor = self.rules.states_of(self._groups(slots)), self._factor
         if self._pursuit is None:
-            lost = self._other.mT @ factor.scatter(-2, parts.expand(*parts.shape[:-1], factor.shape[-1]), 0.0)
-        else:
-            rows = torch.take_along_dim(factor, parts, -2)
+            parts = self._parts(keep).unsqueeze(-1)
+            return singular_values(
+                self._other.mT @ factor.scatter(-2, parts.expand(*parts.shape[:-1], factor.shape[-1]), 0.0)
+            )
+        if self._directed:  # the states that are kept span more than what is read of them
+            rows = torch.take_along_dim(factor, self._parts(keep).unsqueeze(-1), -2)
             sizes = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
             rows = rows / torch.where(sizes > 0, sizes, 1.0)
-            lost = product - (product @ torch.linalg.pinv(rows, rtol=RCOND)) @ rows
-        values = singular_values(lost)
-        floor = values.shape[-1] * torch.finfo(values.dtype).eps * self.values.amax(-1, keepdim=True)
-        return torch.where(values > floor, values, 0.0).sum(-1)
+            return singular_values(self._product - (self._product @ torch.linalg.pinv(rows, rtol=RCOND)) @ rows)
+        basis, size = self._pursuit.basis(self.rules.groups_within(slots)), factor.shape[-2] * factor.shape[-1]
+        (values,) = in_pieces(values_beyond, size, factor.shape[:-2], self._product, basis)
+        return values
+
+    @cached_property
+    def _product(self) -> Tensor:
+        return self._other.mT @ self._factor
 
     def _groups(self, slots: int) -> Tensor:
         count = self.rules.groups_within(slots)
@@ -195,25 +233,30 @@ class BalancedKeepSets(KeepSets):
         keep = keep.expand(*self.system.batch_shape, -1)
         return torch.cat([keep, keep + self.system.order], -1) if self.system.is_complex else keep
 
-    def _fit(self, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """The scaled rows R of the kept groups and (R F)^+, for second moments F F^T."""
-        h, factor = self.system.batch_shape, self._factor
-        chosen = groups.sort(-1).values.expand(*h, -1)[..., None, None]
-        picked = torch.take_along_dim(self._regressors.expand(*h, *self._regressors.shape[-3:]), chosen, -3)
-        moved = picked @ factor.unsqueeze(-3)  # (*h, k, q, l)
-        sizes = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
-        still = sizes <= RCOND * torch.linalg.vector_norm(sizes, dim=-2, keepdim=True)  # Im x of a real pole, say
-        scale = torch.where(still, torch.inf, sizes)
-        rows, moved = (picked / scale).flatten(-3, -2), (moved / scale).flatten(-3, -2)
-        return rows, torch.linalg.pinv(moved, rtol=RCOND)
+    def _fitted(self, functions: Tensor, pursuit: Pursuit, slots: int) -> Tensor:
+        """W `(*h, k, r)` with Z x ~ W x' in the real frame, the best for second moments F F^T, by what may be fitted.
 
-    def _estimate(self, groups: Tensor, keep: Tensor) -> Tensor:
-        """M `(*h, k, r)` in the real frame with x ~ M x', the best for second moments F F^T, by what may be fitted.
-
-        M = F F^T R^T (R F F^T R^T)^+ R S, with S the columns of the kept states.
+        `functions` is Z F. W = Z F F^T R^T (R F F^T R^T)^+ R S = Z F (R F)^+ R S, with R the regressors and S the
+        columns of the kept states.
         """
-        rows, inverse = self._fit(groups)
-        return (self._factor @ inverse) @ torch.take_along_dim(rows, self._parts(keep).unsqueeze(-2), -1)
+        count = self.rules.groups_within(slots)
+        groups, moved = pursuit.first(count), pursuit.rows(count)
+        sizes = torch.linalg.vector_norm(moved, dim=-1, keepdim=True).unflatten(-2, (count, -1))
+        still = sizes <= RCOND * torch.linalg.vector_norm(sizes, dim=-2, keepdim=True)  # Im x of a real pole, say
+        scale = torch.where(still, torch.inf, sizes).flatten(-3, -2)
+        size = moved.shape[-2] * moved.shape[-1]
+        (inverse,) = in_pieces(pseudo_inverse, size, moved.shape[:-2], moved / scale, pursuit.basis(count))
+        return (functions @ inverse) @ (self._regressing(groups) / scale)
+
+    def _regressing(self, groups: Tensor) -> Tensor:
+        """R S `(*h, k q, r)`, without batch dimensions where it is the same for all."""
+        keep = self.rules.states_of(groups)
+        if groups.ndim == 1:
+            parts = torch.cat([keep, keep + self.system.order]) if self.system.is_complex else keep
+            return self._regressors[..., groups, :, :][..., parts].flatten(-3, -2)
+        regressors = self._regressors.expand(*self.system.batch_shape, *self._regressors.shape[-3:])
+        chosen = torch.take_along_dim(regressors, groups[..., None, None], -3)
+        return torch.take_along_dim(chosen, self._parts(keep)[..., None, None, :], -1).flatten(-3, -2)
 
 
 def _regressors(system: StateSpace, rules: SelectionRules) -> Tensor:

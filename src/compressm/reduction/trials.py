@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,24 +28,18 @@ class Trials:
     sizes: Sequence[int]
     attempt: Callable[[int], Trial | None]
 
-    def smallest(self, admitted: Callable[[Trial], bool]) -> int | None:
-        """The smallest size whose trial is admitted, None where none is, in about 2 log2(size) trials.
+    def smallest(self, admitted: Callable[[Trial], bool], least: int = 0) -> int | None:
+        """The smallest size whose trial is admitted, None where none is, by bisection: in about log2 of their number.
 
-        Where admission is not monotonic in the size, one that is admitted while the next smaller one is not.
+        Sizes below `least` are known not to be. Where admission is not monotonic in the size, one that is admitted
+        while the next smaller one is not, or None where the largest is not.
         """
-
-        def good(place: int) -> bool:
-            trial = self.attempt(self.sizes[place])
-            return trial is not None and admitted(trial)
-
-        if not self.sizes:
-            return None
-        bad, place, step, last = -1, 0, 1, len(self.sizes) - 1
-        while not good(place):
-            if place == last:
-                return None
-            bad, place, step = place, min(place + step, last), 2 * step
-        while place - bad > 1:
-            middle = (bad + place) // 2
-            bad, place = (bad, middle) if good(middle) else (middle, place)
-        return self.sizes[place]
+        bad, good = bisect_left(self.sizes, least) - 1, len(self.sizes)
+        while good - bad > 1:
+            middle = (bad + good) // 2
+            trial = self.attempt(self.sizes[middle])
+            if trial is not None and admitted(trial):
+                good = middle
+            else:
+                bad = middle
+        return self.sizes[good] if good < len(self.sizes) else None
