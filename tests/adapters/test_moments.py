@@ -12,7 +12,13 @@ from compressm.adapters import moments as moments_module
 from compressm.adapters.calibration import Calibration, Capture
 from compressm.adapters.dense import DenseAdapter
 from compressm.adapters.lru import LRUAdapter
-from compressm.adapters.moments import controllability_moments, observability_moments, output_change
+from compressm.adapters.moments import (
+    Extent,
+    controllability_moments,
+    controllability_sum,
+    observability_moments,
+    output_change,
+)
 from compressm.adapters.s4d import S4DAdapter
 from compressm.layers.bidirectional import Bidirectional
 from compressm.layers.dense import DenseSSM
@@ -212,9 +218,37 @@ def test_sequences_shorter_than_a_block_do_not_count_by_their_ends_alone(
     assert close(controllability_moments(system, Capture([(u, None)]), Frame.COMPLEX), wanted)
 
 
+def test_padding_does_not_hide_how_short_sequences_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, u = system_of(make(LRU)), inputs(40, 64, 3)
+    mask = torch.arange(64)[None] < torch.tensor([[16]] * 39 + [[0]])
+    monkeypatch.setattr(moments_module, "_LEAST_SAMPLES", 20)
+    monkeypatch.setattr(moments_module, "_MOST_SAMPLES", 20)
+    monkeypatch.setattr(moments_module, "_SUMMED", 0)
+    x = states(system, u).view(40, 64, 5)[:39, 1:16:2]  # as of sequences that are 16 long
+    wanted = mean_outer(x.flatten(0, 1))[0]
+    assert close(controllability_moments(system, Capture([(u, mask)]), Frame.COMPLEX), wanted)
+
+
+def test_sums_of_captures_of_other_lengths_add_up_to_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = system_of(make(LRU))
+    monkeypatch.setattr(moments_module, "_LEAST_SAMPLES", 20)
+    monkeypatch.setattr(moments_module, "_MOST_SAMPLES", 20)
+    monkeypatch.setattr(moments_module, "_SUMMED", 0)
+    passes = [(inputs(10, length, 3, seed=length), None) for length in (64, 16)]
+    extents = [Extent.of([each]) for each in passes]
+    together = Extent.joined([*extents, Extent.of([]), Extent.of([(inputs(2, 0, 3), None)])])
+    assert together == Extent.of(passes) == Extent(800, 16)
+    parts = [controllability_sum(system, Capture([each]), Frame.COMPLEX, together) for each in passes]
+    whole = controllability_sum(system, Capture(passes), Frame.COMPLEX, together)
+    assert whole is not None and all(part is not None for part in parts)
+    assert sum(part.count for part in parts if part is not None) == whole.count
+    assert close(sum(part.total for part in parts if part is not None), whole.total)  # type: ignore[arg-type]
+
+
 MASKS = {
     "none": None,
     "ragged": torch.arange(100)[None] < torch.tensor([[100], [41], [7], [0]]),
+    "long": torch.arange(100)[None] < torch.tensor([[100], [80], [72], [0]]),
     "left": torch.arange(100)[None] >= torch.tensor([[100], [41], [7], [0]]),
     "holes": torch.rand(4, 100, generator=torch.Generator().manual_seed(3)) < 0.7,
 }
@@ -241,13 +275,13 @@ def test_all_positions_count_where_few_outer_products_are_formed(
 
 def test_blocks_of_a_bank_and_blocks_seen_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = S4D(3, 12, generator=torch.Generator().manual_seed(0))
-    system, capture = S4DAdapter().read(layer), Capture([(inputs(4, 100, 3), MASKS["ragged"])])
+    system, capture = S4DAdapter().read(layer), Capture([(inputs(4, 100, 3), MASKS["long"])])
     every = controllability_moments(system, capture, Frame.REAL)
     monkeypatch.setattr(moments_module, "_MOST_SAMPLES", 45)
     assert close(controllability_moments(system, capture, Frame.REAL), every)
     monkeypatch.setattr(moments_module, "_SUMMED", 3 * 24**2 * 4)  # 4 of 9 steps
     in_part = controllability_moments(system, capture, Frame.REAL)
-    mask = MASKS["ragged"] & ((torch.arange(100) + 8) % 9 >= 5)  # blocks end with the last step: 8 pad the first
+    mask = MASKS["long"] & ((torch.arange(100) + 8) % 9 >= 5)  # blocks end with the last step: 8 pad the first
     x = torch.stack([
         states(StateSpace(system.a[h], system.b[h], system.c[h]), capture.inputs[0][0][..., h : h + 1])
         .view(4, 100, 12)[mask]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 
@@ -21,6 +21,36 @@ _SAMPLES = 16  # states of which outer products are formed, for each real state,
 _LEAST_SAMPLES, _MOST_SAMPLES = 4_000, 16_000  # within these limits
 _SPREAD = 8  # positions of the shortest sequences that are looked at, where not all are
 _SUMMED = 2**22  # numbers in the moments that are advanced from sample to sample, where that is more than one step
+
+
+_Passes = Sequence[tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much was captured, which says how sums are thinned: the same on all processes that add theirs up.
+
+    `positions` count padding too; `shortest` is the length, without padding, of the shortest sequence that has any.
+    """
+
+    positions: int = 0
+    shortest: int = 0
+
+    @classmethod
+    def of(cls, passes: _Passes) -> Extent:
+        """The extent of these values `(batch, L, *)` and masks `(batch, L)`."""
+        lengths = [
+            torch.full(values.shape[:1], values.shape[1]) if mask is None else mask.bool().sum(1).cpu()
+            for values, mask in passes
+        ]
+        long = [length for length in torch.cat(lengths).tolist() if length] if lengths else []
+        return cls(sum(values.shape[0] * values.shape[1] for values, _ in passes), min(long, default=0))
+
+    @classmethod
+    def joined(cls, extents: Iterable[Extent]) -> Extent:
+        """That of several captures together."""
+        found = [extent for extent in extents if extent.shortest]
+        return cls(sum(e.positions for e in found), min((e.shortest for e in found), default=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +75,7 @@ def controllability_moments(system: StateSpace, capture: Capture, frame: Frame) 
     if capture.pooled is not None:
         moments = capture.pooled.controllability
     else:
-        found = controllability_sum(system, capture, frame, capture.tokens())
+        found = controllability_sum(system, capture, frame, Extent.of(capture.inputs))
         moments = None if found is None else found.mean()
     return moments if moments is None or moments.ndim == 2 or _seen(moments) else None
 
@@ -60,7 +90,7 @@ def observability_moments(system: StateSpace, capture: Capture, frame: Frame) ->
     if capture.pooled is not None:
         moments = capture.pooled.observability
     else:
-        found = observability_sum(system, capture, frame, capture.gradient_tokens())
+        found = observability_sum(system, capture, frame, Extent.of(capture.gradients))
         moments = None if found is None else found.mean()
     return moments if moments is not None and _seen(moments) else None
 
@@ -69,15 +99,15 @@ def _seen(moments: Tensor) -> bool:
     return bool((moments.diagonal(dim1=-2, dim2=-1) != 0).any(-1).all())
 
 
-def controllability_sum(system: StateSpace, capture: Capture, frame: Frame, tokens: int) -> MomentSum | None:
-    """The sum behind `controllability_moments`, thinned as is due where `tokens` positions were captured in all."""
-    return _sum_outer_products(system, capture.inputs, tokens, frame)
+def controllability_sum(system: StateSpace, capture: Capture, frame: Frame, extent: Extent) -> MomentSum | None:
+    """The sum behind `controllability_moments`, thinned as is due where `extent` was captured in all."""
+    return _sum_outer_products(system, capture.inputs, extent, frame)
 
 
-def observability_sum(system: StateSpace, capture: Capture, frame: Frame, tokens: int) -> MomentSum | None:
-    """The sum behind `observability_moments`, thinned as is due where `tokens` positions were captured in all."""
+def observability_sum(system: StateSpace, capture: Capture, frame: Frame, extent: Extent) -> MomentSum | None:
+    """The sum behind `observability_moments`, thinned as is due where `extent` was captured in all."""
     passes = ((g.flip(1), None if mask is None else mask.flip(1)) for g, mask in capture.gradients)
-    return _sum_outer_products(dual(system), passes, tokens, frame)
+    return _sum_outer_products(dual(system), passes, extent, frame)
 
 
 def output_change(system: StateSpace, reduced: StateSpace, capture: Capture, sequences: int = 16) -> float | None:
@@ -97,7 +127,7 @@ def output_change(system: StateSpace, reduced: StateSpace, capture: Capture, seq
 
 
 def _sum_outer_products(
-    system: StateSpace, passes: Iterable[tuple[Tensor, Tensor | None]], tokens: int, frame: Frame
+    system: StateSpace, passes: Iterable[tuple[Tensor, Tensor | None]], extent: Extent, frame: Frame
 ) -> MomentSum | None:
     passes = [(_without_padding(values, mask), mask) for values, mask in passes]
     # States are simulated in single precision: at size 1, so that their squares neither overflow nor vanish.
@@ -105,11 +135,10 @@ def _sum_outer_products(
     system = replace(system, b=system.b / size[1])
     passes = [(values / size[0], mask) for values, mask in passes]
     samples = min(max(_SAMPLES * frame_states(system, frame), _LEAST_SAMPLES), _MOST_SAMPLES)
-    stride = max(1, -(-tokens // samples))
+    stride = max(1, -(-extent.positions // samples))
     last = _steps_summed(system, frame, stride)
     if last < stride:  # a block longer than a sequence would look at the sequence's end alone
-        shortest = min((values.shape[1] for values, _ in passes if values.shape[1]), default=stride)
-        stride = max(last, min(stride, shortest // _SPREAD))
+        stride = max(last, min(stride, extent.shortest // _SPREAD))
     joint: Tensor | None = None
     edges: list[Tensor] = []
     count = 0.0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compressm.adapters.calibration import Capture
 from compressm.adapters.moments import (
+    Extent,
     MomentSum,
     controllability_moments,
     controllability_sum,
@@ -75,16 +76,16 @@ class LayerGramians:
             spectrum = hankel_spectrum(factors, vectors=isinstance(self._reducer, Reducer))
             yield Weighting(factors, spectrum, controllability, observability, used)
 
-    def moment_sums(self, tokens: tuple[int, int]) -> tuple[MomentSum | None, MomentSum | None]:
+    def moment_sums(self, extents: tuple[Extent, Extent]) -> tuple[MomentSum | None, MomentSum | None]:
         """The sums behind the Gramians from data that the settings ask for, of this process's own captures.
 
-        `tokens` are the positions of inputs and of gradients that all processes captured.
+        `extents` are those of the inputs and of the gradients that all processes captured.
         """
         p = q = None
         if self._settings.controllability is GramianSource.DATA:
-            p = controllability_sum(self._balanced, self.capture, self.frame, tokens[0])
+            p = controllability_sum(self._balanced, self.capture, self.frame, extents[0])
         if self._settings.observability is GramianSource.LOSS:
-            q = observability_sum(self._balanced, self.capture, self.frame, tokens[1])
+            q = observability_sum(self._balanced, self.capture, self.frame, extents[1])
         return p, q
 
     @cached_property

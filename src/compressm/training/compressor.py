@@ -319,6 +319,7 @@ class InTrainingCompressor:
         orders = [cut.report.orders() for cut in self.history.cuts]
         what = {
             "the plan": self.plan.fingerprint(),
+            "on_error": self._on_error.value,
             "the step": self._steps,
             "the orders after each cut": orders,
         }

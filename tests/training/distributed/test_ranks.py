@@ -33,6 +33,7 @@ def test_nested_values_travel_whole(launch: Launch) -> None:
     ("how", "said"),
     [
         ("schedule", r"the plan is .*\[3\].* on rank 0 and .*\[4\].* on rank 1"),
+        ("on_error", r"on_error is 'skip' on rank 0 and 'raise' on rank 1"),
         ("mirrors", r"the number of mirrors is 0 on rank 0 and 1 on rank 1"),
         ("buffer", r"buffer 'extra' is float32 \(3,\) on rank 0 and int64 \(3,\) on rank 1"),
         ("optimizer", r"optimizer 0, group 0, parameter 0 \('encoder.weight'\) is .*exp_avg.* and \{\} on rank 1"),
@@ -44,6 +45,12 @@ def test_ranks_that_differ_are_told_on_every_rank(launch: Launch, how: str, said
         assert found["error"] == "DistributedError"
         assert re.search(said, found["text"])
         assert "1 of 2 ranks differ" in found["text"]
+
+
+def test_one_that_cannot_follow_a_cut_stops_all(launch: Launch) -> None:
+    for found in launch("disagree", 2, how="following"):
+        assert found["error"] == "DistributedError"
+        assert "Process 1 could not follow the cut of rank 0 (SurgeryError: no room)" in found["text"]
 
 
 def test_a_plain_model_is_refused_where_there_are_several_processes(launch: Launch) -> None:

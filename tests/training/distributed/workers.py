@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from compressm.checkpoint import load_checkpoint, save_checkpoint
-from compressm.errors import CompressmError
+from compressm.errors import CompressmError, SurgeryError
 from compressm.layers import ModelConfig, SequenceModel
 from compressm.layers.norm import NormKind
 from compressm.reduction.criteria import FixedOrder
@@ -221,19 +221,25 @@ def disagree(rank: int, size: int, how: str) -> dict[str, Any]:
             training = Training(rank, size, cuts, orders)
             mirrors = [AveragedModel(training.model)] if odd else []
             InTrainingCompressor(training.wrapped, training.optimizer, schedule=At((3,)), mirrors=mirrors)
-        elif how == "after":
+        elif how == "on_error":
+            Training(rank, size, cuts, orders, on_error=OnError.RAISE if odd else OnError.SKIP)
+        elif how in ("after", "following"):
             training = Training(rank, size, cuts, orders)
             training.train(2)
-            if odd:  # follows, but not in all
+            if odd:  # follows, but not in all; cannot follow
                 from compressm.training.distributed import joined
 
-                joined.follow = lambda model, described, *rest: None
+                joined.follow = _cannot if how == "following" else lambda model, described, *rest: None
             training.train(3)
         else:
             raise AssertionError(how)
     except CompressmError as error:
         return {"error": type(error).__name__, "text": str(error)}
     return {"error": "none", "text": ""}
+
+
+def _cannot(*arguments: object) -> None:
+    raise SurgeryError("no room")
 
 
 def failing(rank: int, size: int, policy: str, **options: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from compressm.adapters.calibration import Calibration
 from compressm.adapters.mirroring import copy_inside
 from compressm.adapters.registry import Adapters
+from compressm.errors import DistributedError
 from compressm.reduction.report import CompressionReport
 from compressm.settings import CompressionSettings
 from compressm.training.distributed.channel import Channel
@@ -58,15 +59,34 @@ class Joined(Processes):
         with self.whole(optimizers):
             pool_moments(self._channel, self.model, settings, calibration, adapters)
             report, described, mirrored = broadcast_cut(self._channel, decide, self.model, optimizers, adapters, copies)
-            if self.rank != 0:
-                follow(self.model, described, optimizers, adapters)
-                for copy, layers in zip(copies, mirrored, strict=True):
-                    follow(copy, layers, (), adapters)
+
+            def follow_all() -> None:
+                if self.rank != 0:
+                    follow(self.model, described, optimizers, adapters)
+                    for copy, layers in zip(copies, mirrored, strict=True):
+                        follow(copy, layers, (), adapters)
+
+            self._everywhere("follow the cut of rank 0", follow_all)
             if report.changed:
                 self.check({"the cut": report.orders()}, optimizers)
         if report.changed:
             self.resized()
         return report
+
+    def _everywhere(self, what: str, call: Callable[[], None]) -> None:
+        """Do `call`, which must not talk to the other processes; DistributedError on all of them where one fails."""
+        failure: Exception | None = None
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - raised below, on every process
+            failure = error
+        told = self._channel.gather("" if failure is None else f"{type(failure).__name__}: {failure}")
+        for rank, text in enumerate(told):
+            if text:
+                raise DistributedError(
+                    f"Process {rank} could not {what} ({text}). The processes' models differ now: start all of them "
+                    f"again from the last checkpoint."
+                ) from failure
 
     def close(self) -> None:
         self._channel.close()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple
 
 import torch
 from torch import Tensor, nn
 
 from compressm.adapters.calibration import Calibration, Capture, PooledMoments
-from compressm.adapters.moments import MomentSum
+from compressm.adapters.moments import Extent, MomentSum
 from compressm.adapters.registry import Adapters, find_layers
 from compressm.analysis import LayerAnalysis
 from compressm.errors import CompressmError
@@ -33,14 +34,15 @@ def pool_moments(
     """
     layers = find_layers(model, adapters)
     captures = {ref.name: calibration.capture(ref.name) or Capture() for ref in layers}
-    counts = channel.gather({name: [c.tokens(), c.gradient_tokens()] for name, c in captures.items()})
+    own = {name: [astuple(Extent.of(seen)) for seen in (c.inputs, c.gradients)] for name, c in captures.items()}
+    everywhere = channel.gather(own)
     sums: _Sums = {}
     failed = False
     for ref in layers:
-        tokens = [sum(each[ref.name][k] for each in counts) for k in range(2)]
+        inputs, gradients = (Extent.joined(Extent(*each[ref.name][k]) for each in everywhere) for k in range(2))
         try:
             analysis = LayerAnalysis(ref, settings, captures[ref.name], None)
-            sums[ref.name] = analysis.gramians.moment_sums((tokens[0], tokens[1]))
+            sums[ref.name] = analysis.gramians.moment_sums((inputs, gradients))
         except (CompressmError, torch.linalg.LinAlgError):
             failed = True
             break
