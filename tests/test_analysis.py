@@ -143,11 +143,22 @@ def test_without_passes_the_gramians_are_white_and_that_is_said() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("length", "kept", "said"),
+    [(64, False, "all positions of the inputs captured are padding"), (0, True, "captured have no time steps")],
+)
+def test_passes_that_say_nothing_are_told_from_none(length: int, kept: bool, said: str) -> None:
+    done = decide(make(), Capture([(torch.randn(2, length, 4), torch.full((2, length), kept))]))
+    assert [text.split(": ")[0] for text in done.fallbacks] == ["data/loss Gramians", "data/white Gramians"]
+    assert all(said in text for text in done.fallbacks)
+
+
 def test_without_gradients_the_inputs_still_count() -> None:
     for gradients in ([], [(torch.zeros(2, 64, 4), None)]):
         done = decide(make(), Capture(coloured(0).inputs, gradients))
         assert (done.reduction.controllability, done.reduction.observability) == (DATA, WHITE)
-        assert len(done.fallbacks) == 1 and "gradients" in done.fallbacks[0]
+        wanted = "the gradients captured are all zero" if gradients else "no gradients were captured"
+        assert done.fallbacks == (f"data/loss Gramians: {wanted}",)
 
 
 @pytest.mark.parametrize("balancing", list(Balancing))
@@ -287,8 +298,8 @@ def test_a_layer_that_admits_a_choice_only() -> None:
         assert reduction.order == 2 and reduction.keep is not None and not analysis.has_bound
 
 
-@pytest.mark.parametrize("captured", [False, True])
-def test_a_layer_without_damping_gets_a_finite_horizon(captured: bool) -> None:
+@pytest.mark.parametrize(("captured", "horizon"), [(None, 1024), (0, 1024), (40, 40)])
+def test_a_layer_without_damping_gets_a_finite_horizon(captured: int | None, horizon: int) -> None:
     """|pole| = 1: infinite-horizon Gramians do not exist."""
 
     class Undamped(LRUAdapter):
@@ -302,11 +313,11 @@ def test_a_layer_without_damping_gets_a_finite_horizon(captured: bool) -> None:
             return self.read(layer).simulate(u.double())
 
     ref = LayerRef("layer", make(), Undamped())
-    u = torch.randn(2, 40, ref.adapter.read(ref.module).inputs, generator=torch.Generator().manual_seed(0))
-    capture = Capture([(u, None)], [(u, None)]) if captured else None
+    u = torch.randn(2, captured or 0, ref.adapter.read(ref.module).inputs, generator=torch.Generator().manual_seed(0))
+    capture = None if captured is None else Capture([(u, None)], [(u, None)])
     white = {"controllability": GramianSource.WHITE, "observability": GramianSource.WHITE}
     done = LayerAnalysis(ref, CompressionSettings(FixedOrder(2), **white), capture, None).decide(reduce=True)
-    assert done.weighting.horizon == (40 if captured else 1024)
+    assert done.weighting.horizon == horizon
     assert done.reduction.order == 2 and not done.weighting.is_white
 
 

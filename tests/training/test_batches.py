@@ -111,6 +111,33 @@ def test_workers_draw_by_the_seed_alone(data: Any) -> None:
     assert not any(torch.equal(a, b) for k, a in enumerate(first) for b in first[:k])  # nor do epochs or workers repeat
 
 
+class Failing(Dataset[int]):
+    """One case cannot be read at first."""
+
+    def __init__(self, case: int) -> None:
+        self.case, self.fails = case, True
+
+    def __len__(self) -> int:
+        return CASES
+
+    def __getitem__(self, index: int) -> int:
+        if index == self.case and self.fails:
+            self.fails = False
+            raise OSError("no answer")
+        return index
+
+
+def test_a_batch_that_could_not_be_made_comes_next() -> None:
+    order = [int(case) for batch in islice(SeededBatches(loader(0, range(CASES)), 3), 5) for case in batch]
+    batches = SeededBatches(loader(0, Failing(order[9])), 3)  # in the third batch
+    found = [int(case) for batch in islice(batches, 2) for case in batch]
+    with pytest.raises(OSError, match="no answer"):
+        next(batches)
+    assert batches.state_dict()["position"] == 2
+    assert found + [int(case) for batch in islice(batches, 3) for case in batch] == order
+    assert batches.state_dict()["position"] == 5
+
+
 def test_going_on_leaves_the_global_random_states_as_they_are() -> None:
     seed_everything(5)
     for _ in range(BATCH):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compressm.errors import ConfigError
-from compressm.reduction.criteria import FixedOrder
+from compressm.reduction.criteria import FixedFraction, FixedOrder
 from compressm.reduction.result import GramianSource
 from compressm.settings import CompressionSettings
 from compressm.training import At, Cut, Guard, RolledBack, Skipped
@@ -20,6 +20,21 @@ Compare = Callable[..., list[str]]
 
 
 FIXED = (FixedOrder(8), FixedOrder(5))
+
+
+def test_a_guard_looks_before_the_next_cut_of_a_short_run(make_run: RunFactory) -> None:
+    """The default preset cuts a run of 20 steps at 2, 4, 6, 8."""
+    seen: list[int] = []
+
+    def metric() -> float:
+        seen.append(run.compressor.steps)
+        return 1.0
+
+    guard = Guard(metric, allowed=0.1, higher_is_better=True, probe_after=50)
+    run = make_run(total_steps=20, settings=CompressionSettings(criterion=FixedFraction(0.2)), guard=guard)
+    run.train(20)
+    assert [event.step for event in run.compressor.history] == [2, 4, 6, 8]
+    assert seen == [2, 4, 4, 6, 6, 8, 8, 10]  # before each cut, and before the next one
 
 
 class Readings:

@@ -23,7 +23,8 @@ _SPREAD = 8  # positions of the shortest sequences that are looked at, where not
 _SUMMED = 2**22  # numbers in the moments that are advanced from sample to sample, where that is more than one step
 
 
-_Passes = Sequence[tuple[Tensor, Tensor | None]]
+Passes = Sequence[tuple[Tensor, Tensor | None]]
+"""Values `(batch, L, *)` captured pass by pass, each with a mask `(batch, L)` where some are padding."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Extent:
     shortest: int = 0
 
     @classmethod
-    def of(cls, passes: _Passes) -> Extent:
+    def of(cls, passes: Passes) -> Extent:
         """The extent of these values `(batch, L, *)` and masks `(batch, L)`."""
         lengths = [
             torch.full(values.shape[:1], values.shape[1]) if mask is None else mask.bool().sum(1).cpu()

@@ -12,6 +12,7 @@ from compressm.adapters.calibration import Capture
 from compressm.adapters.moments import (
     Extent,
     MomentSum,
+    Passes,
     controllability_moments,
     controllability_sum,
     observability_moments,
@@ -61,15 +62,14 @@ class LayerGramians:
                 factors = white_factors(self._balanced, self.frame, horizon)
             else:
                 p = self._data_factor if controllability is GramianSource.DATA else self._white(self._balanced, horizon)
+                asked = f"{controllability.value}/{observability.value} Gramians"
                 if p is None:
-                    fallbacks.append(f"{controllability.value}/{observability.value} Gramians: no inputs were captured")
+                    fallbacks.append(f"{asked}: {self._nothing('inputs', self.capture.inputs)}")
                     continue
                 loss = observability is GramianSource.LOSS
                 q = self._loss_factor if loss else self._white(dual(self._balanced), horizon)
                 if q is None:
-                    fallbacks.append(
-                        f"{controllability.value}/{observability.value} Gramians: no gradients were captured"
-                    )
+                    fallbacks.append(f"{asked}: {self._nothing('gradients', self.capture.gradients)}")
                     continue
                 factors = GramianFactors(p, q, self.frame)
             used = horizon if white else None
@@ -94,7 +94,7 @@ class LayerGramians:
         if self._settings.horizon is not None or not is_undamped(self.system):
             return self._settings.horizon
         seen = (*self.capture.inputs, *self.capture.gradients)
-        return max((values.shape[1] for values, _ in seen), default=_UNDAMPED_HORIZON)
+        return max((values.shape[1] for values, _ in seen), default=0) or _UNDAMPED_HORIZON
 
     def _candidates(self) -> list[tuple[GramianSource, GramianSource, int | None]]:
         wanted, white, horizon = self._settings, GramianSource.WHITE, self.horizon
@@ -107,6 +107,17 @@ class LayerGramians:
         if horizon is not None and not self.system.is_stable():
             options = options[:3]
         return list(dict.fromkeys(options))
+
+    def _nothing(self, what: str, passes: Passes) -> str:
+        """Why there are no Gramians of the captured `what`."""
+        extent = Extent.of(passes)
+        if not passes:
+            return f"no {what} were captured"
+        if extent.positions == 0:
+            return f"the {what} captured have no time steps"
+        if extent.shortest == 0:
+            return f"all positions of the {what} captured are padding"
+        return f"the {what} captured are all zero" + " at a system of the bank" * bool(self.system.batch_shape)
 
     def _white(self, system: StateSpace, horizon: int | None) -> Tensor:
         return controllability_factor(system, self.frame, horizon)

@@ -145,7 +145,7 @@ class CompressionConfig:
     the k-th of `orders`, or a fraction `drop` of the states at each cut, or as far as the `bound` on the H-infinity
     error allows. `reference`, `multiple`, `floor`, `minimum_gain`, `optimizer_policy` and `unstable` are those of
     `CompressionSettings`; `calibration_steps` before a cut are captured. `guard` takes a cut back where the
-    validation metric is worse by more than this after `guard_probe` steps.
+    validation metric is worse by more than this after `guard_probe` steps, or right before the next cut.
     """
 
     enabled: bool = True

@@ -29,7 +29,8 @@ class SeededBatches(Generic[T]):
     Before epoch e the loader's generator is seeded from (seed, e) alone. The order of the cases follows from that; so
     does what data loader workers draw from PyTorch's, NumPy's and Python's generators, whose seeds PyTorch derives from
     it. A run that goes on in the middle of an epoch has the loader make the batches before that place again, workers
-    included, and drops them; the global random states stay as they are meanwhile::
+    included, and drops them; the global random states stay as they are meanwhile. So it is where making a batch raised
+    an error: what comes next is that batch, not the one behind it::
 
         loader = DataLoader(data, 32, shuffle=True, num_workers=2, generator=torch.Generator())
         batches = SeededBatches(loader, seed=0)
@@ -76,7 +77,14 @@ class SeededBatches(Generic[T]):
     def __next__(self) -> T:
         if self._iterator is None:
             self._iterator = self._begin()
-        for batch in self._iterator:
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            pass
+        except BaseException:
+            self._iterator = None  # the loader's own goes on behind the batch that it has not given
+            raise
+        else:
             self._position += 1
             return batch
         if self._position == 0:
@@ -108,12 +116,14 @@ class SeededBatches(Generic[T]):
         if self._distributed is not None:
             self._distributed.set_epoch(self._epoch)
         iterator, before = iter(self._loader), RandomState.capture()
-        for _ in range(self._position):
-            if next(iterator, None) is None:
-                raise ConfigError(
-                    f"Epoch {self._epoch} has fewer than {self._position} batches, where the saved run had that many. "
-                    f"Give the data and the batch size of the saved run."
-                )
-        if self._position:
-            before.restore()
+        try:
+            for _ in range(self._position):
+                if next(iterator, None) is None:
+                    raise ConfigError(
+                        f"Epoch {self._epoch} has fewer than {self._position} batches, where the saved run had that "
+                        f"many. Give the data and the batch size of the saved run."
+                    )
+        finally:
+            if self._position:
+                before.restore()
         return iterator

@@ -193,6 +193,8 @@ class InTrainingCompressor:
 
     def close(self) -> None:
         """Remove every hook and drop captures and a pending probe; the model stays as it is."""
+        if self._closed:
+            return
         self._closed, self._probe = True, None
         self._calibration.stop()
         self._calibration.clear()
@@ -248,7 +250,7 @@ class InTrainingCompressor:
 
     def _due(self) -> tuple[Event, ...]:
         guard, probe, events = self.plan.guard, self._probe, ()
-        if guard is not None and probe is not None and self._steps >= probe.cut.step + guard.probe_after:
+        if guard is not None and probe is not None and self._steps >= probe.cut.step + self.plan.probe_after:
             events = self._judge(probe)
         if not events and not self._stopped and self.plan.schedule.is_cut(self._steps):
             events = (self._cut(),)

@@ -18,11 +18,12 @@ class Guard:
     """Take a cut back if a metric got worse by more than `allowed` within `probe_after` steps.
 
     `metric()` is called right before a cut and again after `probe_after` more optimizer steps (after the last cut
-    too), in evaluation mode, without gradients, and with all random states put back afterwards; a value that is not
-    a number counts as worse. A refused cut is rolled back whole: weights, buffers, optimizers, schedulers, random
-    states, the compressor's history and its count of steps, which goes back to the cut. The data are not rewound:
-    training goes on with the next batch. The refused cut is not tried again; with `stop_after_rollback` (the default,
-    as in the paper's "pragmatic" variant) none of the later ones is made either.
+    too; right before the next cut where that comes sooner), in evaluation mode, without gradients, and with all random
+    states put back afterwards; a value that is not a number counts as worse. A refused cut is rolled back whole:
+    weights, buffers, optimizers, schedulers, random states, the compressor's history and its count of steps, which goes
+    back to the cut. The data are not rewound: training goes on with the next batch. The refused cut is not tried again;
+    with `stop_after_rollback` (the default, as in the paper's "pragmatic" variant) none of the later ones is made
+    either.
 
     While a probe is pending, a copy of the model and of the optimizer's state is kept on their own devices.
     Raises ConfigError where a setting is out of range.

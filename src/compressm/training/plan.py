@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,13 +14,15 @@ from compressm.training.guard import Guard
 from compressm.training.presets import preset
 from compressm.training.schedule import Schedule
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class CutPlan:
     """The schedule, the settings of each cut, how many steps before it are captured, and the guard's settings.
 
     `criteria`, where given, replace the settings' criterion: the k-th of them at the k-th scheduled cut, the last one
-    from then on. Raises ConfigError where the guard's probe would come after the next cut.
+    from then on. Where the next cut comes sooner than the guard's probe, the guard looks right before it instead.
     """
 
     schedule: Schedule
@@ -36,12 +39,20 @@ class CutPlan:
         require_kind("criteria", self.criteria, tuple, wanted="a sequence of criteria such as HankelEnergy(0.02)")
         if wrong := [c for c in self.criteria if not isinstance(c, Criterion)]:
             raise ConfigError(f"criteria holds {wrong[0]!r}; wanted criteria such as HankelEnergy(0.02).")
-        gap = self.schedule.min_gap()
-        if self.guard is not None and gap is not None and self.guard.probe_after > gap:
-            raise ConfigError(
-                f"The guard probes {self.guard.probe_after} steps after a cut, but the schedule has cuts {gap} steps "
-                f"apart; make probe_after at most {gap} or the cuts rarer."
+        if self.guard is not None and self.probe_after < self.guard.probe_after:
+            _log.warning(
+                "The guard looks %d steps after a cut instead of %d: that is when the next cut may come. Set "
+                "probe_after to %d or less, or make the cuts rarer.",
+                *(self.probe_after, self.guard.probe_after, self.probe_after),
             )
+
+    @property
+    def probe_after(self) -> int:
+        """How many steps after a cut the guard judges it: those it was given, or fewer where cuts follow sooner."""
+        if self.guard is None:
+            return 0
+        gap = self.schedule.min_gap()
+        return self.guard.probe_after if gap is None else min(self.guard.probe_after, gap)
 
     def settings_at(self, step: int) -> CompressionSettings:
         """The settings of the cut at `step`."""

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from compressm import load_checkpoint, save_checkpoint
-from compressm.errors import CheckpointError, ConfigError
+from compressm.errors import CheckpointError, ConfigError, SurgeryError
 from compressm.reduction.criteria import FixedOrder
 from compressm.training import At, Guard
 
@@ -330,6 +330,29 @@ def test_another_run_of_the_same_trainer_starts_anew(kit: Any, build: Any, tmp_p
     assert callback.compressor is not first
     assert callback.compressor is not None
     assert callback.compressor.steps == 10
+
+
+@pytest.mark.parametrize("end", ["close", "train"])
+def test_a_run_that_raised_leaves_nothing_once_it_is_ended(kit: Any, build: Any, tmp_path: Path, end: str) -> None:
+    killer = Kill(2)  # inside of what is captured for the cut at 3
+    trainer = make(tmp_path, build(Config()), kit.data(), killer, save_strategy="no")
+    callback = compressed(trainer, **kit.cuts)
+    ssm = trainer.model.net.blocks[0].ssm
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer.train()
+    assert len(ssm._forward_hooks) == 1
+    first = callback.compressor
+    assert first is not None
+    if end == "close":
+        callback.close()
+        callback.close()
+    else:
+        killer.step = -1
+        trainer.train()
+        assert callback.compressor is not first
+    assert len(ssm._forward_hooks) == 0
+    with pytest.raises(SurgeryError, match="closed"):
+        first.step()
 
 
 def test_a_checkpoint_saved_without_compression(

@@ -78,7 +78,13 @@ def cuts_table(summary: RunSummary, objective: Objective) -> Table:
     taken = [
         f"Step {c.step}: taken back at step {c.taken_back_at}." for c in summary.cuts if c.taken_back_at is not None
     ]
-    note = " ".join([note, *taken]) if rows else "No cut was made."
+    notes = [
+        f"Step {cut.step}, {layer.layer}: {text}."
+        for cut in summary.cuts
+        for layer in cut.layers
+        for text in layer.fallbacks
+    ]
+    note = " ".join([note, *taken, *notes]) if rows else "No cut was made."
     bounded = any(layer.bound is not None for cut in summary.cuts for layer in cut.layers)
     least = ("discarded", "H2 error", "H∞ error") if bounded else ("bound", "discarded", "H2 error")
     return Table("Cuts", columns, tuple(rows), note, least)

@@ -28,6 +28,7 @@ class LayerCut:
     sources: str
     spectrum: list[float]
     channels: list[list[float]]
+    fallbacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ def _layer(layer: Record) -> LayerCut:
         f"{layer.get('controllability', '?')} / {layer.get('observability', '?')}",
         layer.get("hankel_singular_values") or [],
         (layer.get("bank") or {}).get("values") or [],
+        tuple(layer.get("fallbacks") or ()),
     )
 
 

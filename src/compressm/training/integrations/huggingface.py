@@ -60,6 +60,9 @@ class CompressionCallback(TrainerCallback, ExportableState):
       full size and goes on exactly.
     * The sizes of the layers are in the model's config: see `compressm.training.integrations.pretrained`.
 
+    A Trainer tells its callbacks nothing of an error in `train`: hooks stay until `close` is called, training begins
+    anew, or the trainer is dropped.
+
     `compressor` is the `InTrainingCompressor` once training has begun. Raises what that raises, at the beginning of
     training, and ConfigError where the trainer has no model yet or makes its callbacks anew.
     """
@@ -81,6 +84,7 @@ class CompressionCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Make the compressor: model, optimizer and scheduler are restored now."""
+        self.close()
         trainer = self._trainer
         model, optimizer, scheduler = trainer.model_wrapped, trainer.optimizer, trainer.lr_scheduler
         if model is None or not isinstance(optimizer, Optimizer):
@@ -101,6 +105,11 @@ class CompressionCallback(TrainerCallback, ExportableState):
             _log.warning("The checkpoint was saved without compression; its steps are not counted by the schedule.")
         self._write_sizes()
         trainer.log(order_metrics(self.compressor.orders()))
+
+    def close(self) -> None:
+        """End what a run that raised an error has left: hooks, captures, and that compiled code runs uncompiled."""
+        if self.compressor is not None:
+            self.compressor.close()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count the optimizer step and do what is due."""
