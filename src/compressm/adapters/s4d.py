@@ -33,6 +33,10 @@ class S4DFormAdapter(StateSpaceAdapter):
     prefix = ""  # where the parameters of the systems are, with its dot; D is the layer's own
     outputs: ComplexWeights  # C (H, 1, n)
 
+    def feedthrough(self, layer: nn.Module) -> Tensor | None:
+        """D (H, 1, 1), None where the layer has none."""
+        return double(layer, "D")[:, None, None]
+
     @abstractmethod
     def rule(self, layer: nn.Module) -> Sampling:
         """How the layer samples; AdapterError where that is not known."""
@@ -41,7 +45,7 @@ class S4DFormAdapter(StateSpaceAdapter):
         """The discrete systems, with log(pole) exact from the parameters."""
         log_pole, gain = self._sampled(layer)
         b, c = gain.unsqueeze(-1), 2 * self.outputs.read(layer)
-        return StateSpace(torch.exp(log_pole), b, c, double(layer, "D")[:, None, None], log_a=log_pole)
+        return StateSpace(torch.exp(log_pole), b, c, self.feedthrough(layer), log_a=log_pole)
 
     def write(self, layer: nn.Module, reduction: Reduction) -> LayerUpdate:
         """The parameters of the reduced systems."""

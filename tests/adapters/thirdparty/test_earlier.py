@@ -94,10 +94,9 @@ def test_no_release_is_taken_for_another(activated, convolution, h3) -> None:
     options = ({}, {"low_rank": True}, {"is_real": True})
     layers = [make(convolution, **o) for o in options]
     layers += [make(activated, kind=kind) for kind in ("low rank", "first", "free", "diagonal")]
-    layers += [layers[0].kernel, make(h3).kernel.kernel]
+    layers += [layers[1].kernel, layers[0].kernel, layers[3].kernel.kernel, make(h3).kernel.kernel]
     found = [release_of(layer) for layer in layers]
-    order = [1, 0, 2, 3, 4, 5, 6, 7, 8]
-    assert found == [RELEASES[k] for k in order]
+    assert found == [RELEASES[k] for k in (1, 0, *range(2, 11))]
 
 
 @pytest.mark.parametrize("both_ways", [False, True])
@@ -172,9 +171,18 @@ def test_liquid_terms_are_refused_with_what_was_read_and_the_difference(liquid, 
 class TestKernelsAlone:
     """H3's diagonal kernel, which its layer multiplies with: neither input nor output of the system is seen."""
 
-    def test_the_laws(self, h3) -> None:
-        for options in ({}, {"n_ssm": 1}):
-            check_adapter(lambda options=options: make(h3, **options).kernel.kernel, order=4)
+    @pytest.mark.parametrize("options", [{}, {"n_ssm": 1}], ids=str)
+    def test_the_laws(self, h3, options) -> None:
+        check_adapter(lambda: make(h3, **options).kernel.kernel, order=4)
+
+    @pytest.mark.parametrize("kernel", ["later", "later low rank", "low rank"])
+    def test_the_laws_of_others(self, activated, convolution, kernel) -> None:
+        def build() -> nn.Module:
+            if kernel == "low rank":
+                return make(activated, kind=kernel, seen=20).kernel.kernel
+            return make(convolution, low_rank="low rank" in kernel, seen=20).kernel
+
+        check_adapter(build, order=4)
 
     def test_only_the_diagonal_kernel_is_cut(self, h3) -> None:
         layer = make(h3)

@@ -14,7 +14,7 @@ from compressm.adapters.registry import find_adapter, find_layers
 from compressm.adapters.signature import Signature
 from compressm.adapters.thirdparty.s4 import S4KernelAdapter, S4RealAdapter, S4TiedAdapter
 from compressm.adapters.thirdparty.s4_dplr import S4LowRankAdapter
-from compressm.adapters.thirdparty.s4d import ShortS4DAdapter
+from compressm.adapters.thirdparty.s4d import ShortS4DAdapter, ShortS4DKernelAdapter
 from compressm.adapters.update import kept_entries
 from compressm.analysis import LayerAnalysis
 from compressm.errors import AdapterError
@@ -81,10 +81,14 @@ class TestShortS4D:
         assert layer.n == 6 and layer.kernel.C.shape == (4, 3, 2)
         assert layer.kernel.C._optim == {"weight_decay": 0.0}
 
-    def test_a_layer_without_its_activation_is_another_one(self, short_s4d) -> None:
+    def test_of_a_layer_without_its_activation_the_kernel_alone_is_known(self, short_s4d) -> None:
         layer = make(short_s4d)
         del layer.activation
-        assert find_layers(nn.Sequential(layer)) == []
+        (ref,) = find_layers(nn.Sequential(layer))
+        assert (ref.name, type(ref.adapter)) == ("0.kernel", ShortS4DKernelAdapter)
+        report = compress_(nn.Sequential(layer), CompressionSettings(FixedOrder(3))).layers[0]
+        assert (report.controllability, report.order_after, layer.kernel.C.shape) == ("white", 3, (4, 3, 2))
+        check_adapter(lambda: make(short_s4d).kernel)
 
     def test_an_activation_elsewhere_is_refused(self, short_s4d) -> None:
         class Other(short_s4d):

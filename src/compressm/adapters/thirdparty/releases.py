@@ -96,6 +96,11 @@ class Release:
         return found
 
 
+def _alone(release: Release) -> Release:
+    """A release's kernel as a layer of its own."""
+    return replace(release, path="", around=Alone(), sizes=(("N", 1),))
+
+
 _NESTED, _NESTED_SIZES = "kernel.kernel.", (("kernel.kernel.N", 1), ("kernel.N", 2), ("N", 2), ("n", 2))
 
 V4 = Release(
@@ -114,8 +119,11 @@ V4_LOW_RANK = replace(V4, low_rank=LowRank("P", None, "l_kernel"))
 V4_REAL = replace(V4, poles=RealPoles("A_real", "real_transform"), is_real=True)
 """`FFTConv` around `SSMKernelDiag(is_real=True)`."""
 
-V4_ALONE = replace(V4, path="", around=Alone(), sizes=(("N", 1),))
+V4_ALONE = _alone(V4)
 """`SSMKernelDiag` where another layer calls it."""
+
+V4_LOW_RANK_ALONE = _alone(V4_LOW_RANK)
+"""`SSMKernelDPLR` where another layer calls it."""
 
 V3 = Release(
     _NESTED,
@@ -135,8 +143,11 @@ V3_LOW_RANK = replace(
 )
 """`S4` around `SSKernel` around `SSKernelNPLR`."""
 
-V3_ALONE = replace(V3, path="", around=Alone(), sizes=(("N", 1),))
+V3_ALONE = _alone(V3)
 """`SSKernelDiag` where another layer calls it, as that of H3 does."""
+
+V3_LOW_RANK_ALONE = _alone(V3_LOW_RANK)
+"""`SSKernelNPLR` where another layer calls it."""
 
 V2_HURWITZ = replace(
     V3_LOW_RANK,
@@ -148,7 +159,19 @@ V2_HURWITZ = replace(
 V2 = replace(V2_HURWITZ, poles=ViewedPoles("w"), low_rank=LowRank("P", "Q", "L"))
 """The same with `hurwitz=False`, its default: poles free, P and Q apart."""
 
-RELEASES = (V4_LOW_RANK, V4, V4_REAL, V3_LOW_RANK, V2_HURWITZ, V2, V3, V4_ALONE, V3_ALONE)
+RELEASES = (
+    V4_LOW_RANK,
+    V4,
+    V4_REAL,
+    V3_LOW_RANK,
+    V2_HURWITZ,
+    V2,
+    V3,
+    V4_LOW_RANK_ALONE,
+    V4_ALONE,
+    V3_LOW_RANK_ALONE,
+    V3_ALONE,
+)
 """Those that a layer may be of, the ones that hold more first."""
 
 

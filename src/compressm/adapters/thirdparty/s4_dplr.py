@@ -14,7 +14,16 @@ from compressm.adapters.base import Form
 from compressm.adapters.holding import held
 from compressm.adapters.pullbacks import typical
 from compressm.adapters.registry import register_signature
-from compressm.adapters.thirdparty.releases import V2, V2_HURWITZ, V3_LOW_RANK, V4_LOW_RANK, LowRank, release_of
+from compressm.adapters.thirdparty.releases import (
+    V2,
+    V2_HURWITZ,
+    V3_LOW_RANK,
+    V3_LOW_RANK_ALONE,
+    V4_LOW_RANK,
+    V4_LOW_RANK_ALONE,
+    LowRank,
+    release_of,
+)
 from compressm.adapters.thirdparty.s4 import (
     KernelAdapter,
     continuous_of,
@@ -38,6 +47,8 @@ _logger = logging.getLogger(__name__)
 
 @register_signature(V4_LOW_RANK.shapes("h"))
 @register_signature(V3_LOW_RANK.shapes("h"))
+@register_signature(V4_LOW_RANK_ALONE.shapes("h"))
+@register_signature(V3_LOW_RANK_ALONE.shapes("h"))
 @register_signature(V2_HURWITZ.shapes("h"))
 @register_signature(V2.shapes("h"))
 class S4LowRankAdapter(KernelAdapter):

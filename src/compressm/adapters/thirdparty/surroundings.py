@@ -151,7 +151,7 @@ class Convolution(Surroundings):
 
 @dataclass(frozen=True)
 class Alone(Surroundings):
-    """A kernel module that a layer of another kind calls for its impulse responses `(p, H, L)`.
+    """A kernel module that a layer of another kind calls for its impulse responses `(p, H, L)`, or `(H, L)`.
 
     Neither the systems' input nor their output is seen, so nothing is captured: Gramians are those of white input.
     """
@@ -180,7 +180,7 @@ class Alone(Surroundings):
         with evaluated(layer), guard():
             found = type(layer).forward(layer, L=u.shape[1])
             kernel = found[0] if isinstance(found, tuple) else found
-            return convolved(u, kernel)
+            return convolved(u, kernel if kernel.ndim == 3 else kernel.unsqueeze(0))
 
     def feedthrough(self, layer: nn.Module) -> None:
         """A kernel has no D."""
