@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compressm.reduction.pursuit import Pursuit
-from compressm.reduction.spans import RCOND, pseudo_inverse, values_beyond
+from compressm.reduction.spans import RCOND, pseudo_inverse
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -113,15 +113,3 @@ def test_the_pseudo_inverse_is_that_of_the_decomposition(seed: int, spread: floa
     wanted = torch.linalg.pinv(rows, rtol=RCOND)
     sizes = torch.linalg.matrix_norm(wanted)
     assert bool((torch.linalg.matrix_norm(found - wanted) <= 1e-13 * sizes**2 + 1e-12 * sizes).all())
-
-
-@pytest.mark.parametrize("dependent", [False, True])
-def test_values_beyond_a_span(dependent: bool) -> None:
-    rows, matrices = random(3, 4, 10), random(3, 12, 10, seed=1)
-    basis = torch.linalg.qr(rows.mT).Q.mT.contiguous()
-    if dependent:
-        basis[1, 2] = 0.0
-    (values,) = values_beyond(matrices, basis)
-    wanted = torch.linalg.svdvals(matrices @ (torch.eye(10, dtype=torch.float64) - basis.mT @ basis))
-    assert values.shape == wanted.shape
-    assert torch.allclose(values, wanted, rtol=1e-12, atol=1e-12)

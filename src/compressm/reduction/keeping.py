@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from compressm.checks import require_kind
+from compressm.checks import require_kind, require_number
 from compressm.errors import UnsupportedReductionError
 from compressm.linalg.forms import Frame, real_ports
 from compressm.linalg.parallel import in_pieces, singular_values
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.pursuit import Pursuit
+from compressm.reduction.regressors import co_regressors, regressors
 from compressm.reduction.result import ConjugateLinear, Reduction
 from compressm.reduction.selection import (
     ModalTruncation,
@@ -23,7 +24,7 @@ from compressm.reduction.selection import (
     reduce_by_selection,
     select_states,
 )
-from compressm.reduction.spans import RCOND, pseudo_inverse, values_beyond
+from compressm.reduction.spans import RCOND, disturbed_factor, left_over, pseudo_inverse
 from compressm.reduction.weighting import Weighting
 
 
@@ -38,12 +39,24 @@ class BalancedSelection:
     lowers the fitted error most (orthogonal matching pursuit, Pati et al. 1993). Where only B may change, all this is
     done to the dual system. Where neither may, or without `refit`, the states with the largest sqrt(P_ii Q_ii) stay
     as they are.
+
+    States that nearly span each other can be fitted with huge weights that cancel, an error that is small only until
+    the next step of training moves a pole. So each state is taken to be disturbed, for itself, by the part
+    `disturbance` of its own size, P + disturbance^2 diag(P) in place of P: the squared error grows by
+    disturbance^2 sum_i P_ii |c'_i - c_i|^2. It is a ridge towards the weights that the states have; where the states
+    that go contribute nothing the others keep theirs. 0 gives the least error, for a layer that is not trained further.
+
+    Raises ConfigError for a disturbance below 0 or not finite.
     """
 
     refit: bool = True
+    disturbance: float = 0.03
 
     def __post_init__(self) -> None:
         require_kind("BalancedSelection.refit", self.refit, bool)
+        require_number(
+            "BalancedSelection.disturbance", self.disturbance, 0, wanted="a part of a state's size, 0 or more"
+        )
 
 
 def balanced_scores(system: StateSpace, weighting: Weighting) -> Tensor:
@@ -142,15 +155,19 @@ class BalancedKeepSets(KeepSets):
         inputs = reducer.refit and rules.refit_inputs and not self._outputs
         (b, c), factors = real_ports(system), weighting.factors
         self._factor, self._other = factors.controllability, factors.observability
-        self._regressors = _co_regressors(system, rules) if inputs else _regressors(system, rules)
+        self._regressors = co_regressors(system, rules) if inputs else regressors(system, rules)
         if inputs:
             self._factor, self._other = self._other, self._factor
-        self._seen = (b.mT if inputs else c) @ self._factor
+        self._disturbed = self._factor
+        if reducer.disturbance > 0:
+            disturb, size = partial(disturbed_factor, reducer.disturbance), self._factor.shape[-2:].numel()
+            (self._disturbed,) = in_pieces(disturb, size, system.batch_shape, self._factor)
+        self._seen = (b.mT if inputs else c) @ self._disturbed
         self._directed = (rules.input_direction if inputs else rules.output_direction) is not None
         self._discarded: dict[int, Tensor] = {}
         self._pursuit: Pursuit | None = None
         if self._outputs or inputs:
-            bases = (self._regressors.flatten(-3, -2) @ self._factor).unflatten(-2, self._regressors.shape[-3:-1])
+            bases = (self._regressors.flatten(-3, -2) @ self._disturbed).unflatten(-2, self._regressors.shape[-3:-1])
             self._pursuit = Pursuit(self._seen, bases, rules.shared)
 
     @property
@@ -164,8 +181,8 @@ class BalancedKeepSets(KeepSets):
         rows = torch.eye(system.order, dtype=torch.complex128)[keep.expand(*system.batch_shape, -1)]
         restrict, embed, small = ConjugateLinear(rows), ConjugateLinear(rows.mT.clone()), select_states(system, keep)
         if self._pursuit is not None:
-            fitted = self._fitted(torch.cat([self._factor, self._seen], -2), self._pursuit, slots)
-            states, weights = fitted.split([self._factor.shape[-2], self._seen.shape[-2]], -2)
+            fitted = self._fitted(torch.cat([self._disturbed, self._seen], -2), self._pursuit, slots)
+            states, weights = fitted.split([self._disturbed.shape[-2], self._seen.shape[-2]], -2)
             small = self._with_weights(small, weights)
             if self._outputs:
                 embed = _between_states(states, system)
@@ -201,20 +218,23 @@ class BalancedKeepSets(KeepSets):
         return self._discarded[slots]
 
     def _lost(self, slots: int) -> Tensor:
-        """The singular values of what is lost, without zeros that are known beforehand."""
+        """The singular values of what is lost."""
         keep, factor = self.rules.states_of(self._groups(slots)), self._factor
+        parts = self._parts(keep).unsqueeze(-1)
         if self._pursuit is None:
-            parts = self._parts(keep).unsqueeze(-1)
             return singular_values(
                 self._other.mT @ factor.scatter(-2, parts.expand(*parts.shape[:-1], factor.shape[-1]), 0.0)
             )
-        if self._directed:  # the states that are kept span more than what is read of them
-            rows = torch.take_along_dim(factor, self._parts(keep).unsqueeze(-1), -2)
+        functions = self._other.mT @ self._disturbed
+        if self._directed:  # the states that are kept tell more than what is read of them
+            rows = torch.take_along_dim(self._disturbed, parts, -2)
             sizes = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-            rows = rows / torch.where(sizes > 0, sizes, 1.0)
-            return singular_values(self._product - (self._product @ torch.linalg.pinv(rows, rtol=RCOND)) @ rows)
-        basis, size = self._pursuit.basis(self.rules.groups_within(slots)), factor.shape[-2] * factor.shape[-1]
-        (values,) = in_pieces(values_beyond, size, factor.shape[:-2], self._product, basis)
+            scale = torch.where(sizes > 0, sizes, torch.inf)
+            weights = (functions @ torch.linalg.pinv(rows / scale, rtol=RCOND)) / scale.mT
+        else:
+            weights = self._fitted(functions, self._pursuit, slots)
+        rows = torch.take_along_dim(factor, parts, -2)
+        (values,) = in_pieces(left_over, factor.shape[-2:].numel(), factor.shape[:-2], self._product, weights, rows)
         return values
 
     @cached_property
@@ -234,10 +254,10 @@ class BalancedKeepSets(KeepSets):
         return torch.cat([keep, keep + self.system.order], -1) if self.system.is_complex else keep
 
     def _fitted(self, functions: Tensor, pursuit: Pursuit, slots: int) -> Tensor:
-        """W `(*h, k, r)` with Z x ~ W x' in the real frame, the best for second moments F F^T, by what may be fitted.
+        """W `(*h, k, r)` with Z x ~ W x' in the real frame, the best for disturbed states, by what may be fitted.
 
-        `functions` is Z F. W = Z F F^T R^T (R F F^T R^T)^+ R S = Z F (R F)^+ R S, with R the regressors and S the
-        columns of the kept states.
+        `functions` is Z F for their second moments F F^T. With R the regressors and S the columns of the kept states,
+        W = Z F F^T R^T (R F F^T R^T)^+ R S = Z F (R F)^+ R S.
         """
         count = self.rules.groups_within(slots)
         groups, moved = pursuit.first(count), pursuit.rows(count)
@@ -254,35 +274,9 @@ class BalancedKeepSets(KeepSets):
         if groups.ndim == 1:
             parts = torch.cat([keep, keep + self.system.order]) if self.system.is_complex else keep
             return self._regressors[..., groups, :, :][..., parts].flatten(-3, -2)
-        regressors = self._regressors.expand(*self.system.batch_shape, *self._regressors.shape[-3:])
-        chosen = torch.take_along_dim(regressors, groups[..., None, None], -3)
+        every = self._regressors.expand(*self.system.batch_shape, *self._regressors.shape[-3:])
+        chosen = torch.take_along_dim(every, groups[..., None, None], -3)
         return torch.take_along_dim(chosen, self._parts(keep)[..., None, None, :], -1).flatten(-3, -2)
-
-
-def _regressors(system: StateSpace, rules: SelectionRules) -> Tensor:
-    """The real functions of the states that a group's output weights multiply, `(*h, G, q, k)` in the real frame.
-
-    Without a direction Re x and Im x of each of its states; with one the sum of Re(direction_i x_i) over the group.
-    """
-    return _functions(system, rules.output_direction, rules.group)
-
-
-def _co_regressors(system: StateSpace, rules: SelectionRules) -> Tensor:
-    """As `_regressors` for input weights: the b_i = direction_i beta of a group act on Re x_i and Im x_i together."""
-    direction = rules.input_direction
-    return _functions(system, None if direction is None else direction.conj(), rules.group)
-
-
-def _functions(system: StateSpace, direction: Tensor | None, group: int) -> Tensor:
-    n, pairs = system.order, system.is_complex
-    eye = torch.eye(2 * n if pairs else n, dtype=torch.float64)
-    if direction is None:
-        rows = eye.reshape(2 if pairs else 1, n // group, group, -1).transpose(0, 1)
-        return rows.reshape(n // group, -1, eye.shape[-1])
-    parts = eye[:n] * direction.real.unsqueeze(-1)
-    if pairs and direction.is_complex():
-        parts = parts - eye[n:] * direction.imag.unsqueeze(-1)
-    return parts.unflatten(-2, (n // group, group)).sum(-2, keepdim=True)
 
 
 def _between_states(matrix: Tensor, system: StateSpace) -> ConjugateLinear:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-RCOND = 1e-7  # combinations of kept states that hardly move are not used, lest weights become huge
+RCOND = 1e-7  # combinations of kept states that hardly move are not used
 
 
 def orthonormal(rows: Tensor, basis: Tensor) -> Tensor:
@@ -42,15 +42,17 @@ def pseudo_inverse(rows: Tensor, basis: Tensor) -> tuple[Tensor]:
     return (found,)
 
 
-def values_beyond(matrices: Tensor, basis: Tensor) -> tuple[Tensor]:
-    """The singular values of X (I - B^T B) for X `(*h, m, l)` and orthonormal or zero rows B `(*h, k, l)`.
+def disturbed_factor(disturbance: float, factor: Tensor) -> tuple[Tensor]:
+    """A triangular factor `(*h, k, k)` of P + disturbance^2 diag(P), for P = F F^T with `factor` F `(*h, k, l)`.
 
-    They are those of X times the complement, with k zeros.
+    These are the second moments of states of which each is disturbed, for itself, by that part of its own size.
     """
-    count = min(matrices.shape[-2:])
-    if bool((basis == 0).all(-1).any()):  # fewer than k directions
-        return (torch.linalg.svdvals(matrices - (matrices @ basis.mT) @ basis),)
-    reflectors, scales = torch.geqrf(basis.mT)
-    beyond = torch.ormqr(reflectors, scales, matrices, left=False)[..., basis.shape[-2] :]
-    values = torch.linalg.svdvals(beyond)
-    return (torch.cat([values, values.new_zeros(*values.shape[:-1], count - values.shape[-1])], -1),)
+    sizes = torch.linalg.vector_norm(factor, dim=-1, keepdim=True)
+    scaled = (factor / torch.where(sizes > 0, sizes, 1.0)).mT
+    own = disturbance * torch.eye(scaled.shape[-1], dtype=factor.dtype).expand(*scaled.shape[:-2], -1, -1)
+    return (sizes * torch.linalg.qr(torch.cat([scaled, own], -2), mode="r").R.mT,)
+
+
+def left_over(matrices: Tensor, weights: Tensor, rows: Tensor) -> tuple[Tensor]:
+    """The singular values of X - W R."""
+    return (torch.linalg.svdvals(matrices - weights @ rows),)
