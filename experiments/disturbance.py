@@ -41,10 +41,11 @@ class Digits:
         """A model and its optimizer."""
         torch.manual_seed(self.seed)
         model = SequenceModel(ModelConfig(inputs=1, outputs=10, layer="dss", width=16, order=order, blocks=1))
-        inside = set(layer_of(model).parameters())
+        inside = list(layer_of(model).parameters())
+        rest = [p for p in model.parameters() if all(p is not q for q in inside)]
         groups = [
-            {"params": list(inside), "weight_decay": 0.0, "base": RATE / 2},
-            {"params": [p for p in model.parameters() if p not in inside], "weight_decay": 0.01, "base": RATE},
+            {"params": inside, "weight_decay": 0.0, "base": RATE / 2},
+            {"params": rest, "weight_decay": 0.01, "base": RATE},
         ]
         return model, torch.optim.AdamW(groups, RATE)
 
@@ -91,7 +92,7 @@ def layer_of(model: SequenceModel) -> DSS:
 def largest_weight(model: SequenceModel) -> float:
     """The largest |C| of the layer."""
     layer = layer_of(model)
-    return float(torch.complex(layer.C_re, layer.C_im).abs().max())
+    return float(torch.hypot(layer.C_re.detach(), layer.C_im.detach()).max())
 
 
 def cut_run(
@@ -140,7 +141,7 @@ def main() -> None:
         [name, *(mean_and_spread([r[c] for r in runs], d) if c in runs[0] else "" for c, d in columns.items())]
         for name, runs in found.items()
     ]
-    table = markdown(["run", "right after the first cut", "loss of the 20 steps then", "largest |C|", "end"], rows)
+    table = markdown(["run", "right after the first cut", "loss of the 20 steps then", "largest weight", "end"], rows)
     write_record(args.out, "python experiments/disturbance.py", found, table)
 
 

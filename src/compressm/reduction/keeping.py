@@ -134,10 +134,10 @@ class ModalKeepSets(KeepSets):
 class BalancedKeepSets(KeepSets):
     """The choices of a `BalancedSelection` under given Gramians; the values are the Hankel singular values.
 
-    With x' = R x the kept states and E x' the best estimate of all states from them (without refitting, the kept ones
-    and zeros), what is lost has the singular values of Lq^T (I - E R) Lp, P = Lp Lp^T, Q = Lq Lq^T. For balanced
-    truncation these are the Hankel singular values that it cuts off, and by the theorem of Eckart, Young and Mirsky no
-    choice of as many states has a smaller sum.
+    With x' = R x the kept states and E x' the best estimate of all (disturbed) states from them, or without refitting
+    the kept ones and zeros, what is lost has the singular values of Lq^T (I - E R) Lp, P = Lp Lp^T, Q = Lq Lq^T. For
+    balanced truncation these are the Hankel singular values that it cuts off, and by the theorem of Eckart, Young and
+    Mirsky no choice of as many states has a smaller sum.
 
     Raises UnsupportedReductionError for Gramians that are not in the real frame.
     """
