@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from compressm.reduction.selection import (
     reduce_by_selection,
     select_states,
 )
-from compressm.reduction.spans import RCOND, disturbed_factor, left_over, pseudo_inverse
+from compressm.reduction.spans import RCOND, disturbed_factor, pseudo_inverse, values_lost
 from compressm.reduction.weighting import Weighting
 
 
@@ -165,10 +165,12 @@ class BalancedKeepSets(KeepSets):
         self._seen = (b.mT if inputs else c) @ self._disturbed
         self._directed = (rules.input_direction if inputs else rules.output_direction) is not None
         self._discarded: dict[int, Tensor] = {}
+        self._last: tuple[int, Tensor, Tensor] | None = None
         self._pursuit: Pursuit | None = None
         if self._outputs or inputs:
-            bases = (self._regressors.flatten(-3, -2) @ self._disturbed).unflatten(-2, self._regressors.shape[-3:-1])
-            self._pursuit = Pursuit(self._seen, bases, rules.shared)
+            rows = self._regressors.flatten(-3, -2)
+            bases = rows @ self._disturbed if self._directed else self._disturbed[..., rows.argmax(-1), :]  # units
+            self._pursuit = Pursuit(self._seen, bases.unflatten(-2, self._regressors.shape[-3:-1]), rules.shared)
 
     @property
     def values(self) -> Tensor:
@@ -225,21 +227,17 @@ class BalancedKeepSets(KeepSets):
             return singular_values(
                 self._other.mT @ factor.scatter(-2, parts.expand(*parts.shape[:-1], factor.shape[-1]), 0.0)
             )
-        functions = self._other.mT @ self._disturbed
         if self._directed:  # the states that are kept tell more than what is read of them
             rows = torch.take_along_dim(self._disturbed, parts, -2)
             sizes = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
             scale = torch.where(sizes > 0, sizes, torch.inf)
-            weights = (functions @ torch.linalg.pinv(rows / scale, rtol=RCOND)) / scale.mT
+            estimate = (self._disturbed @ torch.linalg.pinv(rows / scale, rtol=RCOND)) / scale.mT
         else:
-            weights = self._fitted(functions, self._pursuit, slots)
+            estimate = self._fitted(self._disturbed, self._pursuit, slots)
         rows = torch.take_along_dim(factor, parts, -2)
-        (values,) = in_pieces(left_over, factor.shape[-2:].numel(), factor.shape[:-2], self._product, weights, rows)
+        tensors = self._other, factor, estimate, rows
+        (values,) = in_pieces(values_lost, factor.shape[-2:].numel(), factor.shape[:-2], *tensors)
         return values
-
-    @cached_property
-    def _product(self) -> Tensor:
-        return self._other.mT @ self._factor
 
     def _groups(self, slots: int) -> Tensor:
         count = self.rules.groups_within(slots)
@@ -260,13 +258,21 @@ class BalancedKeepSets(KeepSets):
         W = Z F F^T R^T (R F F^T R^T)^+ R S = Z F (R F)^+ R S.
         """
         count = self.rules.groups_within(slots)
-        groups, moved = pursuit.first(count), pursuit.rows(count)
+        inverse, scale = self._inverse(pursuit, count)
+        return (functions @ inverse) @ (self._regressing(pursuit.first(count)) / scale)
+
+    def _inverse(self, pursuit: Pursuit, count: int) -> tuple[Tensor, Tensor]:
+        """(R F)^+ with the rows of R F divided by their sizes, and these."""
+        if self._last is not None and self._last[0] == count:  # a cut asks for several things of one size
+            return self._last[1:]
+        moved = pursuit.rows(count)
         sizes = torch.linalg.vector_norm(moved, dim=-1, keepdim=True).unflatten(-2, (count, -1))
         still = sizes <= RCOND * torch.linalg.vector_norm(sizes, dim=-2, keepdim=True)  # Im x of a real pole, say
         scale = torch.where(still, torch.inf, sizes).flatten(-3, -2)
         size = moved.shape[-2] * moved.shape[-1]
         (inverse,) = in_pieces(pseudo_inverse, size, moved.shape[:-2], moved / scale, pursuit.basis(count))
-        return (functions @ inverse) @ (self._regressing(groups) / scale)
+        self._last = count, inverse, scale
+        return inverse, scale
 
     def _regressing(self, groups: Tensor) -> Tensor:
         """R S `(*h, k q, r)`, without batch dimensions where it is the same for all."""

@@ -53,6 +53,6 @@ def disturbed_factor(disturbance: float, factor: Tensor) -> tuple[Tensor]:
     return (sizes * torch.linalg.qr(torch.cat([scaled, own], -2), mode="r").R.mT,)
 
 
-def left_over(matrices: Tensor, weights: Tensor, rows: Tensor) -> tuple[Tensor]:
-    """The singular values of X - W R."""
-    return (torch.linalg.svdvals(matrices - weights @ rows),)
+def values_lost(other: Tensor, factor: Tensor, estimate: Tensor, rows: Tensor) -> tuple[Tensor]:
+    """The singular values of Lq^T (Lp - E R Lp), for `rows` R Lp."""
+    return (torch.linalg.svdvals(other.mT @ (factor - estimate @ rows)),)
