@@ -11,6 +11,7 @@ from torch import Tensor
 from compressm.errors import ConfigError, InvalidSystemError
 from compressm.layers import S4
 from compressm.ops import dense_bank_response, low_rank_response
+from compressm.ops.low_rank import squarings_are_faster
 
 
 def system(channels: int, order: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -65,28 +66,33 @@ def test_precisions_and_empty_systems() -> None:
 @pytest.mark.parametrize(("scale", "tolerance"), [(1.0, 1e-12), (10.0, 1e-8)])
 @torch.no_grad()
 def test_s4_over_a_long_sequence(scale, tolerance) -> None:
-    """Against powers of the dense matrices, at the start and where the low-rank part is a hundred times as large."""
+    """Both forms, at the start and where the low-rank part is a hundred times as large."""
     layer = S4(4, 32, generator=torch.Generator().manual_seed(0)).double()
     for p in (layer.P_re, layer.P_im):
         p.mul_(scale)
-    wanted = dense_bank_response(*layer.sampled(), 3000)
-    u = torch.zeros(1, 3000, 4, dtype=torch.float64)
-    u[:, 0] = 1
-    layer.D.zero_()
-    assert torch.allclose(layer(u)[0].mT, wanted, atol=tolerance * float(wanted.abs().max()))
+    (a, b, c), (nu, theta, p, q, _) = layer.sampled(), layer.sampled_low_rank()
+    wanted = dense_bank_response(a, b, c, 3000)
+    size = float(wanted.abs().max())
+    assert torch.allclose(low_rank_response(nu, theta, p, q, b, c, 3000), wanted, atol=tolerance * size)
+    single = dense_bank_response(a, b.to(torch.complex64), c.to(torch.complex64), 3000)
+    assert torch.allclose(single.double(), wanted, atol=2e-5 * size)
 
 
-def test_s4_has_the_gradients_of_its_dense_matrices() -> None:
-    layer = S4(3, 5, dt_min=0.01, dt_max=0.3, generator=torch.Generator().manual_seed(0)).double()
-    u, weight = torch.randn(2, 3, 40, 3, dtype=torch.float64)
+@pytest.mark.parametrize(("order", "length", "squared"), [(5, 40, True), (24, 9, False)])
+def test_s4_has_the_gradients_of_its_dense_matrices(order, length, squared) -> None:
+    assert squarings_are_faster(order, length) == squared
+    layer = S4(3, order, dt_min=0.01, dt_max=0.3, generator=torch.Generator().manual_seed(0)).double()
+    u, weight = torch.randn(2, 3, length, 3, dtype=torch.float64)
     a, b, c = layer.sampled()
     x, outputs = b.new_zeros(3, *b.shape), []
-    for k in range(40):
+    for k in range(length):
         x = torch.einsum("hij,bhj->bhi", a, x) + b * u[:, k, :, None]
         outputs.append((c * x).sum(-1).real + layer.D * u[:, k])
+    y, wanted = layer(u), torch.stack(outputs, 1)
+    assert torch.allclose(y, wanted, atol=1e-12)
     parameters = list(layer.parameters())
-    wanted = torch.autograd.grad((torch.stack(outputs, 1) * weight).sum(), parameters)
-    for mine, theirs in zip(torch.autograd.grad((layer(u) * weight).sum(), parameters), wanted, strict=True):
+    gradients = (torch.autograd.grad((out * weight).sum(), parameters) for out in (y, wanted))
+    for mine, theirs in zip(*gradients, strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-11)
 
 

@@ -10,7 +10,8 @@ from compressm.layers.base import check_size
 from compressm.layers.hippo import check_steps, diagonal_legs, legs, log_uniform
 from compressm.layers.systems import DenseBank, DiagonalBank
 from compressm.ops.bank import bank_convolution, bank_lti, bank_step
-from compressm.ops.low_rank import low_rank_response
+from compressm.ops.dense_bank import dense_bank_response
+from compressm.ops.low_rank import low_rank_response, squarings_are_faster
 from compressm.ops.precision import precise, working_dtype
 from compressm.ops.sampling import Sampling, sample
 
@@ -23,9 +24,10 @@ class S4(BankLayer):
     x_k = Ad x_{k-1} + Bd u_k and y_k = Re(C_h x_k) + D_h u_k. A + A* is negative definite, so the layer is stable for
     every value of the parameters. Complex states are stored whole: no conjugate halves.
 
-    Sampled, the state matrix is diagonal plus low rank again, and the kernel C Ad^l Bd is computed in that form, in
-    float64, since for large P its terms cancel (`low_rank_response`). A cut makes the layer diagonal: P loses its only
-    row, and it then runs as S4D does. The gradient of P would vanish at P = 0, so it stays diagonal.
+    Sampled, the state matrix is diagonal plus low rank again. The kernel C Ad^l Bd comes from that form, in float64,
+    since for large P its terms cancel (`low_rank_response`), or for few states and long inputs from powers of the
+    sampled matrix, of which none lengthens a vector (`dense_bank_response`). A cut makes the layer diagonal: P loses
+    its only row, and it then runs as S4D does. The gradient of P would vanish at P = 0, so it stays diagonal.
 
     Parameters, all real: log_dt, D (H,); log_A_real, A_imag, B_re, B_im, C_re, C_im (H, N); P_re, P_im (R, H, N) with
     R = 1, or 0 after a cut. At the start A and B are HiPPO-LegS in the eigenvectors of its normal part, steps are
@@ -77,10 +79,14 @@ class S4(BankLayer):
         if self.is_diagonal:
             return bank_lti(*self._diagonal_system(), u, feedthrough=self.D)
         with torch.autocast(device_type=u.device.type, enabled=False):
-            nu, theta, p, q, b = self._sampled_low_rank()
-            kernel = low_rank_response(nu, theta, p, q, b, self._output(), u.shape[1])
-            dtype = working_dtype(u)
-            return bank_convolution(u.to(dtype), kernel.to(dtype), self.D).to(u.dtype)
+            dtype, length = working_dtype(u), u.shape[1]
+            if squarings_are_faster(self.order, length):
+                a, b, c = self.sampled()
+                kernel = dense_bank_response(a, b.to(dtype.to_complex()), c.to(dtype.to_complex()), length)
+            else:
+                nu, theta, p, q, b = self.sampled_low_rank()
+                kernel = low_rank_response(nu, theta, p, q, b, self._output(), length).to(dtype)
+            return bank_convolution(u.to(dtype), kernel, self.D).to(u.dtype)
 
     def system(self) -> DiagonalBank | DenseBank:
         if self.is_diagonal:
@@ -100,7 +106,7 @@ class S4(BankLayer):
         if self.is_diagonal:
             return bank_step(*self._diagonal_system(), u, state, feedthrough=self.D)
         dtype = state.dtype
-        nu, theta, p, q, b = self._sampled_low_rank()
+        nu, theta, p, q, b = self.sampled_low_rank()
         pole = torch.polar(torch.exp(-nu), theta)
         pole, p, q, b, c = (t.to(dtype.to_complex()) for t in (pole, p, q, b, self._output()))
         v, x = u.to(dtype), torch.view_as_complex(state)
@@ -110,11 +116,11 @@ class S4(BankLayer):
 
     def sampled(self) -> tuple[Tensor, Tensor, Tensor]:
         """The discrete systems in float64: Ad (H, N, N), Bd (H, N), C (H, N)."""
-        nu, theta, p, q, b = self._sampled_low_rank()
+        nu, theta, p, q, b = self.sampled_low_rank()
         pole = torch.polar(torch.exp(-nu), theta)
         return torch.diag_embed(pole) - p.unsqueeze(-1) * q.unsqueeze(-2), b, self._output()
 
-    def _sampled_low_rank(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def sampled_low_rank(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """nu, theta, p, q, Bd (H, N) in float64: Ad = diag(exp(-nu + i theta)) - p q^T, by the Woodbury identity."""
         step = precise(self.log_dt).exp()[:, None]
         nu, theta, re, im = sample(precise(self.log_A_real).exp(), self.A_imag, step, Sampling.BILINEAR)

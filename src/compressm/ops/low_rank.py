@@ -15,6 +15,12 @@ from compressm.ops.convolution import good_size
 
 _LANES = 8  # the short side of the complex matrix product is a multiple of a vector register
 _START = 32  # terms of a reciprocal that come from a triangular system
+_PER_STEP = 1600  # multiplications of squarings in the time of one time step of the series, on two CPUs
+
+
+def squarings_are_faster(order: int, length: int) -> bool:
+    """Whether a kernel is had sooner from powers of the dense N x N matrices (`dense_bank_response`), in float32."""
+    return order**3 * length.bit_length() <= _PER_STEP * length
 
 
 def low_rank_response(nu: Tensor, theta: Tensor, p: Tensor, q: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
