@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from compressm.layers.layout import Layout, layout_of
-from compressm.ops.pointwise import dropout, gate_dropout, gelu_dropout, gelu_linear, linear
+from compressm.ops.pointwise import dropout, gate_dropout, gelu_dropout, linear
+from compressm.ops.tail import gelu_gate
 
 
 class GatedLinear(nn.Linear):
@@ -32,10 +31,10 @@ class GatedLinear(nn.Linear):
             y = dropout(functional.glu(super().forward(activated), dim=-1), p)
             return y if skip is None else skip + y
         x, first = layout.memory(input), layout.channels_first
-        apply = partial(gelu_linear, p=p) if gelu else linear
-        both = apply(x, self.weight, self.bias, channels_first=first)
         through = layout.memory(skip).contiguous()
-        return layout.restore(gate_dropout(both, through, p, first))
+        if gelu:
+            return layout.restore(gelu_gate(x, through, self.weight, self.bias, p, first))
+        return layout.restore(gate_dropout(linear(x, self.weight, self.bias, first), through, p, first))
 
 
 def _gelu_dropout(x: Tensor, layout: Layout | None, p: float) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from compressm.ops.precision import precise
 from compressm.ops.recurrence import rounded_poles
@@ -36,36 +37,44 @@ def diagonal_lanes(
         y = u[..., :0].sum() + u.new_zeros(batch, u.shape[1], c_re.shape[0])
         return y if feedthrough is None else y + u * feedthrough
     if batch < LANES:
-        padded = torch.nn.functional.pad(u, (0, 0, 0, 0, 0, LANES - batch))
+        padded = functional.pad(u, (0, 0, 0, 0, 0, LANES - batch))
         return diagonal_lanes(nu, theta, b_re, b_im, c_re, c_im, padded, feedthrough)[:batch]
-    b, c = torch.stack([b_re, b_im], -1), torch.stack([c_re.mT, -c_im.mT], -1)
-    if nu.shape[0] % 2:  # kernels take states in pairs
-        b, c = (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 1)) for x in (b, c))
-        nu, theta = (torch.nn.functional.pad(x, (0, 1)) for x in (nu, theta))
-    y = _Lanes.apply(nu, theta, b, c, feedthrough, u.permute(2, 1, 0))
+    y = _Lanes.apply(nu, theta, b_re, b_im, c_re, c_im, feedthrough, u.permute(2, 1, 0))
     return y.permute(2, 1, 0)
 
 
 class _Lanes(torch.autograd.Function):
-    """y (O, L, batch) for u (H, L, batch), b (N, H, 2), c (N, O, 2), d (O,) or None, and N even."""
+    """y (O, L, batch) for u (H, L, batch)."""
 
     @staticmethod
-    def forward(ctx: Any, nu: Tensor, theta: Tensor, b: Tensor, c: Tensor, d: Tensor | None, u: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        nu: Tensor,
+        theta: Tensor,
+        b_re: Tensor,
+        b_im: Tensor,
+        c_re: Tensor,
+        c_im: Tensor,
+        d: Tensor | None,
+        u: Tensor,
+    ) -> Tensor:
         from compressm.ops.kernels import lanes as compiled
 
-        b, c, u = b.contiguous(), c.contiguous(), u.contiguous()
-        (inputs, length, batch), order, outputs = u.shape, b.shape[0], c.shape[1]
-        block = max(1, min(_LONGEST, length, _BLOCK_FLOATS // (4 * LANES * order)))
-        groups = -(-batch // LANES)
-        pole, defect = rounded_poles(precise(nu), precise(theta), block)
+        u = u.contiguous()
+        (inputs, length, batch), outputs = u.shape, c_re.shape[0]
+        order = nu.shape[0] + nu.shape[0] % 2  # kernels take states in pairs
+        block = max(2, min(_LONGEST, length + length % 2, _BLOCK_FLOATS // (8 * LANES * order) * 2))
+        poles, exact = _poles(nu, theta, block, order)
+        b, c = _joined(b_re, b_im, order), _joined(c_re.mT, -c_im.mT, order)
+        groups, width, high = -(-batch // LANES), b.shape[2], c.shape[2]
         y = u.new_empty(outputs, length, batch)
         starts = u.new_empty(groups, -(-length // block), order, 2, LANES)
-        sizes = length, inputs, outputs, order, batch, block
-        working = u.new_empty(groups, order, 2, LANES), u.new_empty(groups, inputs + outputs, LANES)
+        sizes = length, inputs, outputs, order, batch, block, width, high
+        x, signal = u.new_empty(groups, block + 1, order, 2, LANES), u.new_zeros(groups, block, width + high, LANES)
         feed = 0 if d is None else d.contiguous()
-        compiled.forward(groups, u, y, starts, *working, pole, defect, b, c, feed, *sizes)
-        ctx.save_for_backward(nu, theta, b, c, d, u, starts, pole, defect)
-        ctx.sizes = sizes
+        compiled.forward(groups, u, y, starts, x, signal, *poles, b, c, feed, *sizes)
+        ctx.save_for_backward(exact, poles, b, c, d, u, starts)
+        ctx.sizes, ctx.kinds = sizes, (nu.dtype, theta.dtype)
         return y
 
     @staticmethod
@@ -73,36 +82,43 @@ class _Lanes(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         from compressm.ops.kernels import lanes as compiled
 
-        nu, theta, b, c, d, u, starts, pole, defect = ctx.saved_tensors
-        _, inputs, outputs, order, batch, block = ctx.sizes
-        groups = starts.shape[0]
-        grad = grad.contiguous()
+        exact, poles, b, c, d, u, starts = ctx.saved_tensors
+        _, inputs, outputs, order, batch, block, width, high = ctx.sizes
+        groups, count = starts.shape[0], exact.shape[0]
         grad_u = torch.empty_like(u)
-        x = u.new_empty(groups, block + 1, order, 2, LANES)
-        gx = u.new_empty(groups, block, order, 2, LANES)
-        signal = u.new_empty(groups, block, 2 * inputs + outputs, LANES)
-        ahead, sums = u.new_zeros(2, groups, order, 2, LANES)
-        sum_b, sum_c = (u.new_zeros(groups, order, width, 2, LANES) for width in (inputs, outputs))
-        sum_d = u.new_zeros(groups, outputs, LANES)
+        x, gx = u.new_empty(groups, block + 1, order, 2, LANES), u.new_empty(groups, block, order, 2, LANES)
+        signal, ahead = u.new_zeros(groups, block, 2 * width + high, LANES), u.new_zeros(groups, order, 2, LANES)
+        parts = [2 * order, 2 * order * width, 2 * order * high, outputs]
+        sums = u.new_zeros(groups, sum(parts), LANES)
         feed = 0 if d is None else d.contiguous()
-        working = starts, x, gx, signal, ahead, sums, sum_b, sum_c, sum_d
-        compiled.backward(groups, u, grad, grad_u, *working, pole, defect, b, c, feed, *ctx.sizes)
-        own = _own_sequences(groups, batch)
-        by_pole, grad_b, grad_c, grad_d = (torch.einsum("g...l,gl->...", s, own) for s in (sums, sum_b, sum_c, sum_d))
-        exact = torch.polar(torch.exp(-precise(nu)), precise(theta))
-        product = torch.view_as_complex(by_pole) * exact.conj()
+        working = starts, x, gx, signal, ahead, sums
+        compiled.backward(groups, u, grad.contiguous(), grad_u, *working, *poles, b, c, feed, *ctx.sizes)
+        sums[-1, :, : groups * LANES - batch] = 0  # sequences that the last group shares with the one before
+        by_pole, by_b, by_c, grad_d = sums.sum((0, 2)).split(parts)
+        product = torch.view_as_complex(by_pole.view(order, 2)[:count]) * exact.conj()
+        grad_b = by_b.view(order, 2, width)[:count, :, :inputs]
+        grad_c = by_c.view(order, 2, high)[:count, :, :outputs]
         return (
-            -product.real.to(nu.dtype),
-            product.imag.to(theta.dtype),
-            grad_b,
-            grad_c,
+            -product.real.to(ctx.kinds[0]),
+            product.imag.to(ctx.kinds[1]),
+            grad_b[:, 0],
+            grad_b[:, 1],
+            grad_c[:, 0].mT,
+            -grad_c[:, 1].mT,
             None if d is None else grad_d,
             grad_u,
         )
 
 
-def _own_sequences(groups: int, batch: int) -> Tensor:
-    """(groups, 16): 1 for the sequences that no earlier group has, 0 for those that the last group shares."""
-    own = torch.ones(groups, LANES)
-    own[-1, : groups * LANES - batch] = 0
-    return own
+def _poles(nu: Tensor, theta: Tensor, block: int, order: int) -> tuple[Tensor, Tensor]:
+    """`rounded_poles` as (2, 2 * order), with zeros for spare poles; and the poles in double precision."""
+    nu, theta = precise(nu), precise(theta)
+    exact = torch.polar(torch.exp(-nu), theta)
+    pole, defect = rounded_poles(nu, theta, block)
+    both = torch.stack([pole, defect]).view(2, 2, -1)
+    return functional.pad(both, (0, order - both.shape[2])).view(2, -1), exact
+
+
+def _joined(re: Tensor, im: Tensor, order: int) -> Tensor:
+    """(order, 2, channels) for two matrices (N, channels), with zeros up to sizes that tiles divide."""
+    return functional.pad(torch.stack([re, im], 1), (0, -re.shape[1] % 4, 0, 0, 0, order - re.shape[0]))

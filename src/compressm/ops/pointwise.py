@@ -37,7 +37,7 @@ def gelu_dropout(x: Tensor, p: float) -> Tensor:
     """dropout(x Phi(x)) with the normal distribution Phi (Hendrycks and Gimpel 2016, arXiv 1606.08415)."""
     if not _usable(x):
         return dropout(functional.gelu(x), p)
-    y: Tensor = _GeluDropout.apply(x, _draw(p))
+    y: Tensor = _GeluDropout.apply(x, draw(p))
     return y
 
 
@@ -45,7 +45,7 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor, p: float, channels_firs
     """`linear` of gelu_dropout(x, p), which is not stored for the backward pass but computed anew with its gradient."""
     if not (_usable(x) and weight.dtype == bias.dtype == x.dtype):
         return linear(gelu_dropout(x, p), weight, bias, channels_first)
-    y: Tensor = _GeluLinear.apply(x, weight, bias, _draw(p), channels_first)
+    y: Tensor = _GeluLinear.apply(x, weight, bias, draw(p), channels_first)
     return y
 
 
@@ -62,7 +62,7 @@ def gate_dropout(both: Tensor, skip: Tensor, p: float, channels_first: bool) -> 
         return skip + dropout(functional.glu(both, dim=0 if channels_first else -1), p)
     width = _ROW if channels_first else skip.shape[-1]
     stride, offset = (_ROW, skip.numel()) if channels_first else (2 * width, width)
-    y: Tensor = _GateDropout.apply(both, skip, (-(-skip.numel() // max(width, 1)), width, stride, offset), _draw(p))
+    y: Tensor = _GateDropout.apply(both, skip, (-(-skip.numel() // max(width, 1)), width, stride, offset), draw(p))
     return y
 
 
@@ -76,21 +76,21 @@ def standardize(x: Tensor, channels_first: bool, eps: float) -> tuple[Tensor, Te
     return y, mean, var, x.new_tensor(x.numel() // max(len(mean), 1))
 
 
-def _usable(x: Tensor) -> bool:
-    return usable(x.device, x.dtype) and x.is_contiguous()
-
-
-def _shares(p: float) -> int:
-    return min(round(p * _SHARES), _SHARES - 1)
-
-
-def _draw(p: float) -> tuple[int, int, int]:
+def draw(p: float) -> tuple[int, int, int]:
     """Two keys for the random bits of one call, and how many of 2^16 elements it drops."""
     dropped = _shares(p)
     if dropped == 0:
         return 0, 0, 0
     first, second = torch.randint(-(2**31), 2**31, (2,)).tolist()
     return first, second, dropped
+
+
+def _usable(x: Tensor) -> bool:
+    return usable(x.device, x.dtype) and x.is_contiguous()
+
+
+def _shares(p: float) -> int:
+    return min(round(p * _SHARES), _SHARES - 1)
 
 
 class _GeluDropout(torch.autograd.Function):

@@ -19,9 +19,9 @@ from numba.extending import intrinsic, lower_builtin, register_model
 
 LANES = 16
 
-_I32, _F32 = ir.IntType(32), ir.FloatType()
-_INTS, _FLOATS, _MASK = (ir.VectorType(kind, LANES) for kind in (_I32, _F32, ir.IntType(1)))
-_FAST = ("reassoc", "contract", "arcp", "afn", "nsz")  # fused multiply-adds and reciprocals; NaN and infinity stay
+_I32, F32 = ir.IntType(32), ir.FloatType()
+_INTS, FLOATS, _MASK = (ir.VectorType(kind, LANES) for kind in (_I32, F32, ir.IntType(1)))
+FAST = ("reassoc", "contract", "arcp", "afn", "nsz")  # fused multiply-adds and reciprocals; NaN and infinity stay
 
 
 class _VectorType(types.Type):
@@ -29,7 +29,7 @@ class _VectorType(types.Type):
 
 
 floats, ints, mask = _VectorType("float32x16"), _VectorType("int32x16"), _VectorType("bool16")
-_LLVM = {floats: _FLOATS, ints: _INTS, mask: _MASK}
+_LLVM = {floats: FLOATS, ints: _INTS, mask: _MASK}
 
 
 @register_model(_VectorType)
@@ -47,10 +47,10 @@ def _operator(symbol: Callable[..., Any], kind: Any, emit: Callable[[Any, Any, A
     lower_builtin(symbol, kind, kind)(lambda context, builder, sig, args: emit(builder, *args))
 
 
-_operator(operator.add, floats, lambda b, x, y: b.fadd(x, y, flags=_FAST))
-_operator(operator.sub, floats, lambda b, x, y: b.fsub(x, y, flags=_FAST))
-_operator(operator.mul, floats, lambda b, x, y: b.fmul(x, y, flags=_FAST))
-_operator(operator.truediv, floats, lambda b, x, y: b.fdiv(x, y, flags=_FAST))
+_operator(operator.add, floats, lambda b, x, y: b.fadd(x, y, flags=FAST))
+_operator(operator.sub, floats, lambda b, x, y: b.fsub(x, y, flags=FAST))
+_operator(operator.mul, floats, lambda b, x, y: b.fmul(x, y, flags=FAST))
+_operator(operator.truediv, floats, lambda b, x, y: b.fdiv(x, y, flags=FAST))
 _operator(operator.lt, floats, lambda b, x, y: b.fcmp_ordered("<", x, y), mask)
 _operator(operator.add, ints, lambda b, x, y: b.add(x, y))
 _operator(operator.mul, ints, lambda b, x, y: b.mul(x, y))
@@ -70,12 +70,13 @@ def _unary(kind: Any, result: Any, emit: Callable[[Any, Any], Any], text: str) -
 
 negate = _unary(floats, floats, lambda b, x: b.fneg(x), "-x.")
 bits = _unary(floats, ints, lambda b, x: b.bitcast(x, _INTS), "The bits of 16 floats.")
-from_bits = _unary(ints, floats, lambda b, x: b.bitcast(x, _FLOATS), "16 floats from their bits.")
+from_bits = _unary(ints, floats, lambda b, x: b.bitcast(x, FLOATS), "16 floats from their bits.")
 to_ints = _unary(floats, ints, lambda b, x: b.fptosi(x, _INTS), "Rounded towards zero.")
-to_floats = _unary(ints, floats, lambda b, x: b.sitofp(x, _FLOATS), "Rounded to the nearest float.")
+to_floats = _unary(ints, floats, lambda b, x: b.sitofp(x, FLOATS), "Rounded to the nearest float.")
 
 
-def _broadcast(builder: Any, vector: Any, x: Any) -> Any:
+def broadcast(builder: Any, vector: Any, x: Any) -> Any:
+    """In LLVM: a vector of 16 times x."""
     nothing = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(nothing, x, ir.Constant(_I32, 0))
     return builder.shuffle_vector(first, nothing, ir.Constant(_INTS, [0] * LANES))
@@ -86,7 +87,7 @@ def spread(typing_context: Any, x: Any) -> Any:
     """16 times the float `x`."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _broadcast(builder, _FLOATS, context.cast(builder, args[0], x, types.float32))
+        return broadcast(builder, FLOATS, context.cast(builder, args[0], x, types.float32))
 
     return floats(x), emit
 
@@ -96,7 +97,7 @@ def spread_int(typing_context: Any, x: Any) -> Any:
     """16 times the lower 32 bits of the integer `x`."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _broadcast(builder, _INTS, context.cast(builder, args[0], x, types.int32))
+        return broadcast(builder, _INTS, context.cast(builder, args[0], x, types.int32))
 
     return ints(x), emit
 
@@ -113,8 +114,9 @@ def select(typing_context: Any, condition: Any, x: Any, y: Any) -> Any:
     return floats(mask, floats, floats), lambda context, builder, sig, args: builder.select(*args)
 
 
-def _at(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
-    place = builder.gep(builder.inttoptr(address, _F32.as_pointer()), [offset])
+def pointer(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
+    """In LLVM: where element `offset` is, as the place of a number or vector of this kind."""
+    place = builder.gep(builder.inttoptr(address, F32.as_pointer()), [offset])
     return builder.bitcast(place, kind.as_pointer())
 
 
@@ -123,7 +125,7 @@ def load(typing_context: Any, address: Any, offset: Any) -> Any:
     """The 16 floats from element `offset` on."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value = builder.load(_at(builder, *args, _FLOATS))
+        value = builder.load(pointer(builder, *args, FLOATS))
         value.align = 4
         return value
 
@@ -135,7 +137,7 @@ def store(typing_context: Any, address: Any, offset: Any, x: Any) -> Any:
     """Write 16 floats from element `offset` on."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[2], _at(builder, args[0], args[1], _FLOATS)).align = 4
+        builder.store(args[2], pointer(builder, args[0], args[1], FLOATS)).align = 4
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, floats), emit
@@ -146,14 +148,14 @@ def load_spread(typing_context: Any, address: Any, offset: Any) -> Any:
     """16 times the float at element `offset`."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _broadcast(builder, _FLOATS, builder.load(_at(builder, *args, _F32)))
+        return broadcast(builder, FLOATS, builder.load(pointer(builder, *args, F32)))
 
     return floats(types.int64, types.int64), emit
 
 
 def _first(builder: Any, count: Any) -> Any:
     narrow = builder.trunc(count, _I32)
-    return builder.icmp_signed("<", ir.Constant(_INTS, list(range(LANES))), _broadcast(builder, _INTS, narrow))
+    return builder.icmp_signed("<", ir.Constant(_INTS, list(range(LANES))), broadcast(builder, _INTS, narrow))
 
 
 def _masked(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
@@ -167,9 +169,9 @@ def load_first(typing_context: Any, address: Any, offset: Any, count: Any) -> An
     """As `load`, of which only the first `count` are read; the others are 0."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        place = _at(builder, args[0], args[1], _FLOATS)
-        rest = [ir.Constant(_I32, 4), _first(builder, args[2]), ir.Constant(_FLOATS, [0.0] * LANES)]
-        return _masked(builder, "llvm.masked.load.v16f32.p0", _FLOATS, [place, *rest])
+        place = pointer(builder, args[0], args[1], FLOATS)
+        rest = [ir.Constant(_I32, 4), _first(builder, args[2]), ir.Constant(FLOATS, [0.0] * LANES)]
+        return _masked(builder, "llvm.masked.load.v16f32.p0", FLOATS, [place, *rest])
 
     return floats(types.int64, types.int64, types.int64), emit
 
@@ -179,7 +181,7 @@ def store_first(typing_context: Any, address: Any, offset: Any, x: Any, count: A
     """As `store`, of which only the first `count` are written."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        place = _at(builder, args[0], args[1], _FLOATS)
+        place = pointer(builder, args[0], args[1], FLOATS)
         rest = [ir.Constant(_I32, 4), _first(builder, args[3])]
         _masked(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), [args[2], place, *rest])
         return context.get_dummy_value()
@@ -210,7 +212,7 @@ def first_of(typing_context: Any, x: Any, count: Any) -> Any:
     """x with 0 in the place of all but the first `count`."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.select(_first(builder, args[1]), args[0], ir.Constant(_FLOATS, [0.0] * LANES))
+        return builder.select(_first(builder, args[1]), args[0], ir.Constant(FLOATS, [0.0] * LANES))
 
     return floats(floats, types.int64), emit
 
