@@ -11,8 +11,25 @@ from torch.nn import functional
 
 from compressm.layers import LRU, Block, MaskedBatchNorm
 from compressm.layers.gate import GatedLinear
-from compressm.layers.layout import Layout, SequenceLinear, layout_of
+from compressm.layers.layout import Layout, SequenceLinear, layout_of, total_over_time
 from compressm.ops.pointwise import dropout
+
+
+@pytest.mark.parametrize("layout", [layout.arrange for layout in Layout] + [lambda x: x.repeat(1, 1, 2)[..., :3]])
+def test_sums_over_time_in_any_order_of_memory(layout) -> None:
+    x = torch.randn(4, 50, 3, dtype=torch.float64)
+    assert torch.allclose(total_over_time(layout(x)), x.sum(1), atol=1e-12)
+
+
+def test_the_order_of_memory_is_found() -> None:
+    for shape in ((2, 3, 4), (1, 3, 4), (2, 1, 4), (2, 3, 1), (1, 1, 1), (0, 3, 4), (2, 0, 4)):
+        for layout in Layout:
+            x = layout.arrange(torch.zeros(shape))
+            found = layout_of(x)
+            assert found is not None and found.memory(x).is_contiguous()
+    assert layout_of(torch.zeros(2, 3, 8)[..., :4]) is None
+    assert layout_of(torch.zeros(2, 1, 4).expand(2, 3, 4)) is None
+    assert layout_of(torch.zeros(2, 3)) is None
 
 
 @pytest.mark.parametrize("kind", ["linear", "gate"])

@@ -17,6 +17,7 @@ from torch.nn import functional
 from compressm.errors import InvalidSystemError
 from compressm.ops import Form, Machine, diagonal_lti, kernels_run, use_kernels
 from compressm.ops.pointwise import dropout, gate_dropout, gelu_dropout, gelu_linear, linear, standardize
+from compressm.ops.recurrence import rounded_poles
 
 needs_kernels = pytest.mark.skipif(not kernels_run(), reason="numba is not installed")
 
@@ -133,6 +134,36 @@ def test_standardize_against_its_definition(channels_first, sizes) -> None:
     (grad,) = torch.autograd.grad(got, single, weight.float())
     (expected,) = torch.autograd.grad(wanted, exact, weight)
     assert torch.allclose(grad.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("sizes", [(20_000, 2), (1, 70_000), (40, 900)])
+def test_a_large_mean_costs_no_digits_of_the_variance(sizes) -> None:
+    """Also with more channels than one part of the work has positions."""
+    for channels_first in (True, False):
+        x = torch.randn(sizes if channels_first else sizes[::-1]) + 1000
+        _, mean, var, _ = standardize(x, channels_first, 1e-5)
+        dim = 1 if channels_first else 0
+        assert torch.allclose(mean.double(), x.double().mean(dim), rtol=1e-7)
+        assert torch.allclose(var.double(), x.double().var(dim, unbiased=False), rtol=1e-5, atol=1e-8)
+
+
+@needs_kernels
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 2), (5, 3, 2, 40), (14, 8, 9, 64)])
+def test_poles_are_rounded_as_in_torch(sizes) -> None:
+    from compressm.ops.kernels import parameters
+
+    order, inputs, outputs, block = sizes
+    nu, theta = torch.rand(order, dtype=torch.float64), torch.randn(order, dtype=torch.float64)
+    nu[0] = math.inf  # a pole at zero
+    matrices = tuple(torch.randn(s) for s in [(order, inputs)] * 2 + [(outputs, order)] * 2)
+    poles, exact, b, c = parameters.packed(nu, theta, matrices, block)
+    for found, wanted in zip(poles.view(2, 2, -1)[..., :order], rounded_poles(nu, theta, block), strict=True):
+        assert torch.allclose(found.flatten(), wanted, rtol=1e-6, atol=1e-14)
+    assert torch.allclose(torch.view_as_complex(exact), torch.polar(torch.exp(-nu), theta))
+    assert torch.equal(b[:order, :, :inputs], torch.stack(matrices[:2], 1))
+    assert torch.equal(c[:order, :, :outputs], torch.stack([matrices[2].mT, -matrices[3].mT], 1))
+    assert sum(float(t.abs().sum()) for t in (b[order:], b[..., inputs:], c[order:], c[..., outputs:])) == 0
 
 
 @needs_kernels

@@ -49,7 +49,27 @@ def layout_for(form: Form) -> Layout:
 
 def layout_of(x: Tensor) -> Layout | None:
     """How x lies in memory; None for anything else than a dense (batch, L, H)."""
-    return next((known for known in Layout if x.ndim == 3 and known.memory(x).is_contiguous()), None)
+    if x.ndim != 3:
+        return None
+    sizes, strides = x.shape, x.stride()
+    for known in Layout:
+        dense = 1
+        for dimension in reversed(known.value):
+            if sizes[dimension] != 1 and strides[dimension] != dense:
+                break
+            dense *= sizes[dimension]
+        else:
+            return known
+    return Layout.ROWS if 0 in sizes else None
+
+
+def total_over_time(x: Tensor) -> Tensor:
+    """(batch, H), the sums over the steps of x (batch, L, H), which lies in memory in any order."""
+    layout = layout_of(x)
+    if layout is None:
+        return x.sum(1)
+    total = layout.memory(x).sum(layout.value.index(1))  # a sum in the order of memory is vectorized
+    return total.mT if layout.channels_first else total
 
 
 class SequenceLinear(nn.Linear):

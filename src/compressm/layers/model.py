@@ -14,7 +14,7 @@ from compressm.layers.bidirectional import Bidirectional
 from compressm.layers.block import Block
 from compressm.layers.config import ModelConfig, Task
 from compressm.layers.families import FAMILIES
-from compressm.layers.layout import Layout, SequenceLinear
+from compressm.layers.layout import Layout, SequenceLinear, total_over_time
 from compressm.layers.norm import build_norm
 
 
@@ -124,9 +124,9 @@ def lengths_to_mask(lengths: Tensor, batch: int, steps: int) -> Tensor:
 
 def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
-        return x.sum(1) / max(x.shape[1], 1)
+        return total_over_time(x) / max(x.shape[1], 1)
     valid = torch.where(mask[..., None], x, 0.0)
-    return valid.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    return total_over_time(valid) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def _build_ssm(config: ModelConfig) -> SequenceLayer | Bidirectional:

@@ -67,10 +67,10 @@ class MaskedBatchNorm(SequenceNorm):
             memory = layout.memory(x)
             rows = memory.flatten(1) if layout.channels_first else memory.flatten(0, 1)
             y, mean, var, count = standardize(rows, layout.channels_first, self.eps)
-            y = layout.restore(y.view(memory.shape))
-        else:
-            y, mean, var, count = _Standardize.apply(x, None if mask is None else mask[..., None], self.eps)
-        self._track(mean, var, count)
+            self._track(mean, var * (count / max(count - 1, 1)), self.momentum)
+            return layout.restore(y.view(memory.shape))
+        y, mean, var, valid = _Standardize.apply(x, None if mask is None else mask[..., None], self.eps)
+        self._track(mean, var * (valid / (valid - 1).clamp(min=1)), self.momentum * (valid > 0))
         return y
 
     def step(self, x: Tensor) -> Tensor:
@@ -88,9 +88,7 @@ class MaskedBatchNorm(SequenceNorm):
         return (x - self.running_mean) * scale
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        rate = self.momentum * (count > 0)
-        unbiased = var * (count / (count - 1).clamp(min=1))
+    def _track(self, mean: Tensor, unbiased: Tensor, rate: Tensor | float) -> None:
         self.running_mean += rate * (mean - self.running_mean)
         self.running_var += rate * (unbiased - self.running_var)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -129,7 +130,8 @@ class CostTable:
 
     def choose(self, shape: Shape, machine: Machine) -> Form:
         """The form with the least estimated time."""
-        return min(_WORK, key=lambda form: self.seconds(form, shape, machine))
+        choose = _choose if torch.compiler.is_compiling() else _chosen_before
+        return choose(tuple(self.scale.items()), shape, machine)
 
 
 def _shared(machine: Machine) -> float:
@@ -176,6 +178,14 @@ _WORK = {
     Form.CHUNKED: _chunked,
     Form.LANES: _lanes,
 }
+
+
+def _choose(scale: tuple[tuple[str, float], ...], shape: Shape, machine: Machine) -> Form:
+    table = CostTable(dict(scale))
+    return min(_WORK, key=lambda form: table.seconds(form, shape, machine))
+
+
+_chosen_before = lru_cache(maxsize=1024)(_choose)  # a model asks the same in every step
 
 _table = CostTable()
 

@@ -10,7 +10,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from compressm.ops.precision import precise
-from compressm.ops.recurrence import rounded_poles
 
 LANES = 16  # sequences that a kernel takes at once
 _BLOCK_FLOATS = 1 << 16  # states and their gradients in one block stay in a core's second-level cache
@@ -59,14 +58,13 @@ class _Lanes(torch.autograd.Function):
         u: Tensor,
     ) -> Tensor:
         from compressm.ops.kernels import lanes as compiled
+        from compressm.ops.kernels import parameters
 
         u = u.contiguous()
         (inputs, length, batch), outputs = u.shape, c_re.shape[0]
-        order = nu.shape[0] + nu.shape[0] % 2  # kernels take states in pairs
-        block = max(2, min(_LONGEST, length + length % 2, _BLOCK_FLOATS // (8 * LANES * order) * 2))
-        poles, exact = _poles(nu, theta, block, order)
-        b, c = _joined(b_re, b_im, order), _joined(c_re.mT, -c_im.mT, order)
-        groups, width, high = -(-batch // LANES), b.shape[2], c.shape[2]
+        block = max(2, min(_LONGEST, length + length % 2, _BLOCK_FLOATS // (8 * LANES * nu.shape[0]) * 2))
+        poles, exact, b, c = parameters.packed(precise(nu), precise(theta), (b_re, b_im, c_re, c_im), block)
+        groups, order, width, high = -(-batch // LANES), b.shape[0], b.shape[2], c.shape[2]
         y = u.new_empty(outputs, length, batch)
         starts = u.new_empty(groups, -(-length // block), order, 2, LANES)
         sizes = length, inputs, outputs, order, batch, block, width, high
@@ -81,44 +79,18 @@ class _Lanes(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         from compressm.ops.kernels import lanes as compiled
+        from compressm.ops.kernels import parameters
 
         exact, poles, b, c, d, u, starts = ctx.saved_tensors
         _, inputs, outputs, order, batch, block, width, high = ctx.sizes
-        groups, count = starts.shape[0], exact.shape[0]
+        groups = starts.shape[0]
         grad_u = torch.empty_like(u)
         x, gx = u.new_empty(groups, block + 1, order, 2, LANES), u.new_empty(groups, block, order, 2, LANES)
         signal, ahead = u.new_zeros(groups, block, 2 * width + high, LANES), u.new_zeros(groups, order, 2, LANES)
-        parts = [2 * order, 2 * order * width, 2 * order * high, outputs]
-        sums = u.new_zeros(groups, sum(parts), LANES)
+        sums = u.new_zeros(groups, 2 * order * (1 + width + high) + outputs, LANES)
         feed = 0 if d is None else d.contiguous()
         working = starts, x, gx, signal, ahead, sums
         compiled.backward(groups, u, grad.contiguous(), grad_u, *working, *poles, b, c, feed, *ctx.sizes)
-        sums[-1, :, : groups * LANES - batch] = 0  # sequences that the last group shares with the one before
-        by_pole, by_b, by_c, grad_d = sums.sum((0, 2)).split(parts)
-        product = torch.view_as_complex(by_pole.view(order, 2)[:count]) * exact.conj()
-        grad_b = by_b.view(order, 2, width)[:count, :, :inputs]
-        grad_c = by_c.view(order, 2, high)[:count, :, :outputs]
-        return (
-            -product.real.to(ctx.kinds[0]),
-            product.imag.to(ctx.kinds[1]),
-            grad_b[:, 0],
-            grad_b[:, 1],
-            grad_c[:, 0].mT,
-            -grad_c[:, 1].mT,
-            None if d is None else grad_d,
-            grad_u,
-        )
-
-
-def _poles(nu: Tensor, theta: Tensor, block: int, order: int) -> tuple[Tensor, Tensor]:
-    """`rounded_poles` as (2, 2 * order), with zeros for spare poles; and the poles in double precision."""
-    nu, theta = precise(nu), precise(theta)
-    exact = torch.polar(torch.exp(-nu), theta)
-    pole, defect = rounded_poles(nu, theta, block)
-    both = torch.stack([pole, defect]).view(2, 2, -1)
-    return functional.pad(both, (0, order - both.shape[2])).view(2, -1), exact
-
-
-def _joined(re: Tensor, im: Tensor, order: int) -> Tensor:
-    """(order, 2, channels) for two matrices (N, channels), with zeros up to sizes that tiles divide."""
-    return functional.pad(torch.stack([re, im], 1), (0, -re.shape[1] % 4, 0, 0, 0, order - re.shape[0]))
+        shared = groups * LANES - batch  # sequences that the last group has in common with the one before
+        by_nu, by_theta, *rest, by_d = parameters.gradients(sums, exact, shared, inputs, outputs)
+        return by_nu.to(ctx.kinds[0]), by_theta.to(ctx.kinds[1]), *rest, None if d is None else by_d, grad_u

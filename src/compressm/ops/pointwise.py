@@ -66,14 +66,14 @@ def gate_dropout(both: Tensor, skip: Tensor, p: float, channels_first: bool) -> 
     return y
 
 
-def standardize(x: Tensor, channels_first: bool, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def standardize(x: Tensor, channels_first: bool, eps: float) -> tuple[Tensor, Tensor, Tensor, int]:
     """(x - mean) / sqrt(var + eps) per channel of a matrix where kernels run, mean, var, and the number of positions.
 
     The channels are the rows, or the columns. Gradients flow through the statistics (Ioffe and Szegedy 2015,
     arXiv 1502.03167).
     """
     y, mean, var = _Standardize.apply(x.contiguous(), channels_first, eps)
-    return y, mean, var, x.new_tensor(x.numel() // max(len(mean), 1))
+    return y, mean, var, x.numel() // max(len(mean), 1)
 
 
 def draw(p: float) -> tuple[int, int, int]:
@@ -161,14 +161,11 @@ class _Standardize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, channels_first: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         from compressm.ops.kernels import moments
 
-        channels = x.shape[0 if channels_first else 1]
-        count = x.numel() // channels
-        zero = x.new_zeros(channels)
-        mean = (moments.centred_sums(x, zero, channels_first)[0] / count).float()
-        spread = moments.centred_sums(x, mean, channels_first) / count
-        var = spread[1] - spread[0] ** 2  # the second term is what rounding the mean has left
+        count = x.numel() // x.shape[0 if channels_first else 1]
+        mean, var = moments.mean_and_variance(x, channels_first)
         scale = torch.rsqrt(var + eps).float()
-        y = moments.affine(x, x, torch.stack([mean, zero, scale]), channels_first)
+        mean = mean.float()
+        y = moments.affine(x, x, torch.stack([mean, torch.zeros_like(mean), scale]), channels_first)
         ctx.save_for_backward(y, scale)
         ctx.channels_first, ctx.count = channels_first, count
         var = var.float()

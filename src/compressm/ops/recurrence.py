@@ -167,21 +167,8 @@ def rounded_poles(nu: Tensor, theta: Tensor, block: int) -> tuple[Tensor, Tensor
 
     Both are [re (N) | im (N)]; nu and theta in float64.
     """
-    exact = torch.polar(torch.exp(-nu), theta)
-    pole = exact.to(torch.complex64)
-    power = _powered(torch.stack([exact, pole.to(exact.dtype)]), block)
-    both = torch.stack([pole, (power[0] - power[1]).to(pole.dtype)])
-    rounded, defect = torch.view_as_real(both).mT.flatten(1)
-    return rounded, defect
-
-
-def _powered(x: Tensor, count: int) -> Tensor:
-    """x^count for count >= 1, by squaring."""
-    result = None
-    while True:
-        if count % 2:
-            result = x if result is None else result * x
-        count //= 2
-        if not count:
-            return x if result is None else result
-        x = x * x
+    pole = torch.polar(torch.exp(-nu), theta).to(torch.complex64)
+    wide = pole.to(torch.complex128)
+    made = torch.polar(wide.abs() ** block, wide.angle() * block)
+    defect = (torch.polar(torch.exp(-nu * block), theta * block) - made).to(torch.complex64)
+    return torch.cat([pole.real, pole.imag]), torch.cat([defect.real, defect.imag])

@@ -33,7 +33,7 @@ class Kernel:
         return numba.cfunc(_SIGNATURE, cache=True, error_model="numpy")(self._function)
 
     def __call__(self, parts: int, *arguments: Tensor | int, threads: int | None = None) -> None:
-        """Run it; tensors are passed by address and must be contiguous float32 tensors on the CPU.
+        """Run it; tensors are passed by address: contiguous, on the CPU, of the dtype that the kernel expects.
 
         `threads` is torch's number of threads unless given.
         """
@@ -58,6 +58,23 @@ def next_part(typing_context: Any, arguments: Any) -> Any:
         return builder.atomic_rmw("add", args[0], ir.Constant(ir.IntType(64), 1), "monotonic")
 
     return types.int64(types.CPointer(types.int64)), emit
+
+
+def _pointer(number: Any, text: str) -> Any:
+    kind = types.CPointer(number)
+
+    def typed(typing_context: Any, address: Any) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(kind))
+
+        return kind(types.int64), emit
+
+    typed.__doc__ = text
+    return intrinsic(typed)
+
+
+floats_at = _pointer(types.float32, "The float32 numbers at an address, one by one.")
+doubles_at = _pointer(types.float64, "The float64 numbers at an address, one by one.")
 
 
 @cache
