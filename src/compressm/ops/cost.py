@@ -88,9 +88,9 @@ _COSTS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     },
     "chunked": {"product": (0.045, 0.13), "state": (4.6, 22.0), "call": (5.3e3, 1.8e4), _START: (4.0e5, 1.0e6)},
     "lanes": {
-        "product": (0.05, 0.26),  # one term of drive or readout for one of 16 sequences
-        "number": (0.37, 1.1),  # one state, input or output of one of 16 sequences at one step
-        _START: (1.9e5, 9.2e5),
+        "product": (0.05, 0.2),  # one term of drive or readout for one of 16 sequences
+        "number": (0.37, 0.85),  # one state, input or output of one of 16 sequences at one step
+        _START: (1.4e5, 6.7e5),
     },
 }
 _PARALLEL = 0.85  # the share of a convolution or of matrix products that more threads shorten
