@@ -4,7 +4,8 @@
 
 An LRU (N = 256, H = 8) is trained for 2,000 steps on sequential MNIST, then cut once to each order by complex balancing
 (the paper), real-output balancing, with the data-weighted controllability Gramian, and with the loss-weighted
-observability Gramian on top. The Gramians from data use the last two training batches (100 sequences).
+observability Gramian on top, these two also with the reduced layer fitted to its inputs. The Gramians from data use the
+last two training batches (100 sequences).
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import torch
 from smnist import Smnist, markdown, mean_and_spread, paper_model, training_step, write_record
 
 from compressm import Balancing, Calibration, CompressionSettings, FixedOrder, GramianSource, compress_
+from compressm.reduction.reducers import BalancedTruncation
 
 WHITE, DATA, LOSS = GramianSource.WHITE, GramianSource.DATA, GramianSource.LOSS
 KINDS = {
-    "complex (paper)": (Balancing.COMPLEX, WHITE, WHITE),
-    "real output": (Balancing.REAL, WHITE, WHITE),
-    "real + data P": (Balancing.REAL, DATA, WHITE),
-    "real + data P + loss Q": (Balancing.REAL, DATA, LOSS),
+    "complex (paper)": (Balancing.COMPLEX, WHITE, WHITE, False),
+    "real output": (Balancing.REAL, WHITE, WHITE, False),
+    "real + data P": (Balancing.REAL, DATA, WHITE, False),
+    "real + data P, fitted": (Balancing.REAL, DATA, WHITE, True),
+    "real + data P + loss Q": (Balancing.REAL, DATA, LOSS, False),
+    "real + data P + loss Q, fitted": (Balancing.REAL, DATA, LOSS, True),
 }
 
 
@@ -32,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--orders", type=int, nargs="+", default=[8, 13, 28, 47])
+    parser.add_argument("--orders", type=int, nargs="+", default=[6, 8, 13, 28, 47])
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -50,10 +54,14 @@ def main() -> None:
         full.append(data.accuracy(model))
         print(f"seed {seed}: uncut {full[-1]:.2f}", flush=True)
         for order in args.orders:
-            for name, (balancing, p, q) in KINDS.items():
+            for name, (balancing, p, q, refit) in KINDS.items():
                 small = copy.deepcopy(model)
                 settings = CompressionSettings(
-                    criterion=FixedOrder(order), balancing=balancing, controllability=p, observability=q
+                    criterion=FixedOrder(order),
+                    balancing=balancing,
+                    controllability=p,
+                    observability=q,
+                    reducer=BalancedTruncation(refit=refit),
                 )
                 report = compress_(small, settings, calibration=calibration)
                 found.setdefault((order, name), []).append(data.accuracy(small))

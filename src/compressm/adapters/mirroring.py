@@ -47,7 +47,8 @@ def mirrored_update(mirror: LayerRef, full: StateSpace, reduction: Reduction) ->
     eigenvalues to first order in the difference between copy and layer, because the layer's own A' is diagonal. Where
     such a pole would not be stable, or would turn across the angle 0, the layer's is taken, and so is its A' where a
     dense one would not be stable. So copy and layer share their coordinates after the cut as before, and averaging goes
-    on. Where a reduction has no maps, or changes D (singular perturbation), the copy takes the values of the layer.
+    on. What a fit added to the layer's C' is added to the copy's. Where a reduction has no maps, or changes D (singular
+    perturbation), the copy takes the values of the layer.
     """
     own = mirror.adapter.read(mirror.module).to_double()
     return mirror.adapter.write(mirror.module, _mirrored(own, full, reduction))
@@ -59,6 +60,8 @@ def _mirrored(own: StateSpace, full: StateSpace, reduction: Reduction) -> Reduct
         return reduction
     b, c = restrict(own.b.to(restrict.linear.dtype)), embed.right(own.c.to(embed.linear.dtype))
     b, c = b.to(system.b.dtype), c.to(system.c.dtype)
+    if reduction.change is not None:
+        c = c + reduction.change.to(c.dtype)
     if not system.is_diagonal:
         a = restrict.linear @ own.a @ embed.linear
         stable = eigenvalues(a).abs().amax(-1) < 1

@@ -83,6 +83,8 @@ def report_of(analysis: LayerAnalysis, decision: Decision, update: LayerUpdate |
         fallbacks=decision.fallbacks,
         seconds=seconds + time.perf_counter() - begun,
         bank=BankSpectrum.of(decision.values, kept),
+        fit_before=None if decision.fitted is None else decision.fitted.before,
+        fit_after=None if decision.fitted is None else decision.fitted.after,
     )
 
 

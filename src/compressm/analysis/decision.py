@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compressm.linalg.norms import error_bound
 from compressm.reduction.criteria import OrderChoice, significant_values
+from compressm.reduction.fitting import Fitted
 from compressm.reduction.result import Reduction
 from compressm.reduction.weighting import Weighting
 
@@ -19,6 +20,7 @@ class Decision:
 
     `values` are Hankel singular values, or the scores of a modal truncation; `(*h, k)` for a bank of systems.
     `discarded` is what a choice among the present states loses of their sum, `(*h,)`; None where that is the tail.
+    `fitted` is what a fit to captured inputs made of the reduction, None where it changed nothing.
     """
 
     values: Tensor
@@ -27,6 +29,7 @@ class Decision:
     reduction: Reduction | None
     fallbacks: tuple[str, ...]
     discarded: Tensor | None = None
+    fitted: Fitted | None = None
 
 
 def significant_tail(values: Tensor, states: Tensor | int) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compressm.adapters.base import Form
 from compressm.adapters.calibration import Capture
+from compressm.adapters.fitting import fitted_reduction
 from compressm.adapters.registry import LayerRef
 from compressm.analysis.decision import Decision
 from compressm.analysis.gramians import LayerGramians, is_undamped
@@ -22,10 +23,11 @@ from compressm.linalg.horizon import horizon_norms
 from compressm.linalg.norms import difference, hinf_estimate, hinf_norm
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import Budget, OrderChoice, Spectrum, Tolerance, tails
+from compressm.reduction.fitting import Fitted
 from compressm.reduction.keeping import BalancedKeepSets, BalancedSelection, KeepSets, ModalKeepSets
 from compressm.reduction.reduce import reduce_dense, reduce_diagonal, require_feedthrough
-from compressm.reduction.reducers import Reducer
-from compressm.reduction.result import Reduction
+from compressm.reduction.reducers import BalancedTruncation, Reducer
+from compressm.reduction.result import GramianSource, Reduction
 from compressm.reduction.selection import ModalTruncation
 from compressm.reduction.shared import reduce_shared, share
 from compressm.reduction.trials import Trial, Trials
@@ -126,7 +128,8 @@ class LayerAnalysis:
                 if result.order >= self.slots:
                     fallbacks.append(f"{result.order} stored states would be needed for {result.real_order}: no gain")
                     return Decision(values, weighting, None, None, tuple(fallbacks))
-                return Decision(values, weighting, choice, result, (*fallbacks, *result.fallbacks))
+                result, fitted = self._fitted(weighting, result)
+                return Decision(values, weighting, choice, result, (*fallbacks, *result.fallbacks), fitted=fitted)
             fallbacks.append(f"{_describe(weighting)}: {result.reason}")
             first = first or Decision(values, weighting, None, None, ())
             if not result.unstable:
@@ -146,6 +149,16 @@ class LayerAnalysis:
             return reduce_shared(self.system, weighting, choice, reducer, self.settings.limits, projected)
         method = reduce_dense if self.ref.adapter.form is Form.DENSE else reduce_diagonal
         return method(self.system, weighting, choice, reducer, self.settings.limits)
+
+    def _fitted(self, weighting: Weighting, reduction: Reduction) -> tuple[Reduction, Fitted | None]:
+        """The reduction fitted to the captured inputs, where the reducer asks for it and nothing else was promised."""
+        wanted = isinstance(self.reducer, BalancedTruncation) and self.reducer.refit and self.reducer.has_bound
+        criterion, form = self.settings.criterion, self.ref.adapter.form
+        promised = isinstance(criterion, Tolerance) and criterion.measures_error
+        stored = form in (Form.DIAGONAL, Form.DENSE)
+        if promised or not (wanted and stored) or weighting.controllability is not GramianSource.DATA:
+            return reduction, None
+        return fitted_reduction(self.system, reduction, self.capture)
 
     def _trials(self, weighting: Weighting, attempt: Callable[[OrderChoice], Reduction | Refusal]) -> Trials | None:
         """The reductions to try where no theory says what the criterion asks."""

@@ -81,16 +81,22 @@ class BalancedTruncation(Reducer):
 
     Matches G at infinite frequency. With white infinite-horizon Gramians A_r is stable and
     sigma_{r+1} <= |G - G_r|_inf <= 2 * (sigma_{r+1} + ... + sigma_n).
+
+    With `refit`, where controllability is that of the layer's own inputs, poles and C are then fitted to these (see
+    `reduction.fitting`); not under a criterion that promises an error, nor where only one similarity is stored for a
+    bank, nor for another `keep` than LARGEST.
     """
 
     method: BalancingMethod = BalancingMethod.SQUARE_ROOT
     keep: Keep = Keep.LARGEST
     seed: int = 0
+    refit: bool = False
 
     def __post_init__(self) -> None:
         require_kind("BalancedTruncation.method", self.method, BalancingMethod)
         require_kind("BalancedTruncation.keep", self.keep, Keep)
         require_integer("BalancedTruncation.seed", self.seed, 0)
+        require_kind("BalancedTruncation.refit", self.refit, bool)
 
     @property
     def has_bound(self) -> bool:  # type: ignore[override]

@@ -115,7 +115,8 @@ class LayerReport:
     `hinf_exact`) and `h2_error` are the norms of G - G_r for the weights as stored, `hinf_norm` and `h2_norm` those of
     G. Where the layer is not stable they are taken over the horizon of the Gramians, and None without one.
     `output_change` is |y_r - y| / |y| on captured inputs, None without any. `controllability` and `observability` name
-    the Gramians really used; `fallbacks` says what was tried before.
+    the Gramians really used; `fallbacks` says what was tried before. Where the reduced system was fitted to captured
+    inputs, `fit_before` and `fit_after` are |y_r - y| / |y|, D left out, on sequences that the fit did not see.
     """
 
     name: str
@@ -138,6 +139,8 @@ class LayerReport:
     fallbacks: tuple[str, ...]
     seconds: float
     bank: BankSpectrum | None = None
+    fit_before: float | None = None
+    fit_after: float | None = None
 
     @property
     def changed(self) -> bool:

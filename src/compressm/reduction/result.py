@@ -60,7 +60,7 @@ class Reduction:
     where each system of a bank keeps its own; with `refitted`, the weights in `system` are not those the states had.
     For a bank everything has its batch dimensions. `real_order` is the largest number of real states of any of its
     systems and `states` `(*h,)` how many balanced states each system keeps (None: `real_order`); all have the same
-    number of stored states.
+    number of stored states. `change` `(*h, p, r)` is what a fit added to C', which is then embed.right(C) + change.
     """
 
     system: StateSpace
@@ -74,6 +74,7 @@ class Reduction:
     fallbacks: tuple[str, ...] = ()
     states: Tensor | None = None
     refitted: bool = False
+    change: Tensor | None = None
 
     @property
     def order(self) -> int:
