@@ -14,7 +14,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from compressm import CompressionSettings, analyze, compress_, load_checkpoint, save_checkpoint
 from compressm.adapters.calibration import Calibration
 from compressm.checkpoint.state_dicts import accept_cut_weights
-from compressm.layers import LRU
+from compressm.layers import LRU, LayerKind, ModelConfig, SequenceModel
 from compressm.reduction.criteria import FixedOrder
 from compressm.training import At, Guard, InTrainingCompressor
 
@@ -150,3 +150,10 @@ def test_a_compiled_model_is_its_plain_model_to_every_function(tmp_path: Path) -
     assert torch.equal(third.ssm.B_re, plain.ssm.B_re)
     assert compress_(inside, CompressionSettings(FixedOrder(4))).changed
     assert plain.ssm.order == 4
+
+
+@pytest.mark.parametrize("kind", [LayerKind.LRU, LayerKind.DENSE], ids=str)
+def test_a_model_in_training_is_one_graph(kind: LayerKind) -> None:
+    model = SequenceModel(ModelConfig(inputs=2, outputs=3, width=4, order=6, blocks=1, dropout=0.2, layer=kind))
+    found = torch._dynamo.explain(model)(torch.randn(3, 20, 2))
+    assert (found.graph_count, found.graph_break_count) == (1, 0)

@@ -14,7 +14,7 @@ from compressm.ops.bank_blocks import bank_blocked, blocks_are_faster
 from compressm.ops.bank_response import bank_response
 from compressm.ops.checks import require_tensors
 from compressm.ops.convolution import good_size
-from compressm.ops.precision import precise, working_dtype
+from compressm.ops.precision import complex_dtype, precise, working_dtype
 
 _GROUP_BYTES = 1 << 21  # one group's signals: its transforms fit a core's second-level cache
 
@@ -74,7 +74,7 @@ def bank_step(
 def bank_reference(nu: Tensor, theta: Tensor, w_re: Tensor, w_im: Tensor, u: Tensor) -> Tensor:
     """`bank_lti` step by step: the oracle."""
     _check(nu, theta, w_re, w_im, u, None)
-    pole = torch.polar(torch.exp(-precise(nu)), precise(theta)).to(w_re.dtype.to_complex())
+    pole = torch.polar(torch.exp(-precise(nu)), precise(theta)).to(complex_dtype(w_re.dtype))
     w = torch.complex(w_re, w_im)
     x = w.new_zeros(u.shape[0], *w.shape)
     outputs = []

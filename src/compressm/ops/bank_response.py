@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from compressm.ops.precision import precise
+from compressm.ops.precision import complex_dtype, precise
 
 # Powers below exp(-cutoff) count as zero: far below rounding, and the product of two of them is not yet subnormal.
 _CUTOFF = {torch.float32: 40.0, torch.float64: 350.0}
@@ -35,7 +35,7 @@ def doubled_powers(nu: Tensor, theta: Tensor, count: int, stride: int, dtype: to
     N log2(count) exponentials.
     """
     nu, theta = precise(nu).clamp(max=2 * _CUTOFF[dtype]), precise(theta)
-    result = torch.empty(nu.shape[0], count, nu.shape[1], dtype=dtype.to_complex(), device=nu.device)
+    result = torch.empty(nu.shape[0], count, nu.shape[1], dtype=complex_dtype(dtype), device=nu.device)
     result[:, 0] = 1
     filled = 1
     while filled < count:

@@ -59,12 +59,19 @@ class Machine:
     @classmethod
     def of(cls, u: Tensor) -> Machine:
         """For the input u here and now; half precision is computed in float32."""
-        return cls(torch.get_num_threads(), usable(u.device, working_dtype(u)), working_dtype(u).itemsize)
+        return cls(_threads(), usable(u.device, working_dtype(u)), working_dtype(u).itemsize)
 
     @classmethod
     def here(cls) -> Machine:
         """For float32 on this process's CPU."""
-        return cls(torch.get_num_threads(), usable(torch.device("cpu"), torch.float32))
+        return cls(_threads(), usable(torch.device("cpu"), torch.float32))
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+vars(_threads)["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result, whose import takes seconds
 
 
 # Nanoseconds on one thread for one unit of each kind of work, without and with a backward pass, as
@@ -181,8 +188,12 @@ _WORK = {
 
 
 def _choose(scale: tuple[tuple[str, float], ...], shape: Shape, machine: Machine) -> Form:
-    table = CostTable(dict(scale))
-    return min(_WORK, key=lambda form: table.seconds(form, shape, machine))
+    table, best, least = CostTable(dict(scale)), Form.CONVOLUTION, math.inf
+    for form in _WORK:  # min(_WORK, key=...) would break the graphs of torch.compile
+        seconds = table.seconds(form, shape, machine)
+        if seconds < least:
+            best, least = form, seconds
+    return best
 
 
 _chosen_before = lru_cache(maxsize=1024)(_choose)  # a model asks the same in every step

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from compressm.ops.checks import check_dense_bank
+from compressm.ops.precision import complex_dtype
 
 
 def dense_bank_response(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
@@ -25,7 +26,7 @@ def dense_bank_response(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
     if b.numel() == 0 or length == 0:
         return (b * c).real.sum(-1, keepdim=True).expand(-1, length)
     dtype = torch.promote_types(b.dtype, c.dtype)
-    dtype = dtype.to_complex() if a.is_complex() else dtype
+    dtype = complex_dtype(dtype) if a.is_complex() else dtype
     change = (a - torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)).to(dtype)
     kernel: Tensor = _DenseBankResponse.apply(change, b.to(dtype), c.to(dtype), length)
     return kernel

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from compressm.ops.bank_response import doubled_powers
 from compressm.ops.checks import check_low_rank_bank
 from compressm.ops.convolution import good_size
+from compressm.ops.precision import complex_dtype
 
 _LANES = 8  # the short side of the complex matrix product is a multiple of a vector register
 _START = 32  # terms of a reciprocal that come from a triangular system
@@ -41,7 +42,7 @@ def low_rank_response(nu: Tensor, theta: Tensor, p: Tensor, q: Tensor, b: Tensor
     if nu.numel() == 0 or length == 0:
         return (p * q * b * c).real.sum(-1, keepdim=True).expand(-1, length)
     left, right = torch.stack([c, q], 1), torch.stack([b, p], 1)
-    dtype = torch.promote_types(left.dtype, right.dtype).to_complex()
+    dtype = complex_dtype(torch.promote_types(left.dtype, right.dtype))
     kernel: Tensor = _LowRankResponse.apply(nu, theta, left.to(dtype), right.to(dtype), length)
     return kernel
 

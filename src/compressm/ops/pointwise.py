@@ -27,6 +27,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
     dropped = _shares(p)
     if dropped == 0:
         return x
+    if torch.compiler.is_compiling():  # which can make one pass of it, and does not know random_
+        return functional.dropout(x, dropped / _SHARES)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on -2^15 .. 2^15 - 1
     kept = torch.ge(bits, dropped - _SHARES // 2, out=torch.empty_like(x, memory_format=torch.contiguous_format))

@@ -11,6 +11,11 @@ def working_dtype(u: Tensor) -> torch.dtype:
     return torch.float64 if u.dtype == torch.float64 else torch.float32
 
 
+def complex_dtype(dtype: torch.dtype) -> torch.dtype:
+    """`dtype.to_complex()` of float32, float64 or what is complex, in words that torch.compile can trace."""
+    return torch.promote_types(dtype, torch.complex64)
+
+
 def precise(x: Tensor) -> Tensor:
     """x in float64, or in float32 on devices that have no float64 (Apple's)."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from compressm.ops.precision import precise
+from compressm.ops.precision import complex_dtype, precise
 
 _WIDE = 8192  # elements of one step from which on a call's work outweighs its overhead
 
@@ -91,7 +91,7 @@ class TorchRecurrence(Recurrence):
         while stride < block and not self._wide:
             strides.append(stride)
             stride *= 2
-        powers = [self._power(stride).to(dtype.to_complex()) for stride in strides]
+        powers = [self._power(stride).to(complex_dtype(dtype)) for stride in strides]
         rows = [power.expand(batch, -1).contiguous() for power in powers]  # long rows for elementwise calls
         self._levels = list(zip(strides, rows, [row.conj_physical() for row in rows], strict=True))
         self._defect = self._lost(block, powers)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from compressm.ops.checks import check_dense, check_diagonal
-from compressm.ops.precision import precise
+from compressm.ops.precision import complex_dtype, precise
 
 
 def diagonal_reference(
@@ -17,7 +17,7 @@ def diagonal_reference(
     Shapes: nu, theta (N,); b_re, b_im (N, H_in); c_re, c_im (H_out, N); u (batch, L, H_in); returns (batch, L, H_out).
     """
     check_diagonal(nu, theta, b_re, b_im, c_re, c_im, u)
-    pole = torch.polar(torch.exp(-precise(nu)), precise(theta)).to(b_re.dtype.to_complex())
+    pole = torch.polar(torch.exp(-precise(nu)), precise(theta)).to(complex_dtype(b_re.dtype))
     b, c = torch.complex(b_re, b_im), torch.complex(c_re, c_im)
     drive = u.to(b.dtype) @ b.mT
     x = drive.new_zeros(u.shape[0], nu.shape[0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from compressm.ops.precision import precise
+from compressm.ops.precision import complex_dtype, precise
 
 # Powers below exp(-cutoff) count as zero: far below rounding, and the product of two of them is not yet subnormal.
 _CUTOFF = {torch.float32: 40.0, torch.float64: 350.0}
@@ -25,7 +25,7 @@ def powers(nu: Tensor, theta: Tensor, exponents: Tensor, dtype: torch.dtype) -> 
     cutoff = _CUTOFF[dtype]
     decay = exponents[:, None] * precise(nu).clamp(max=2 * cutoff)
     radius = torch.exp(-decay).masked_fill_(decay > cutoff, 0.0)
-    return torch.polar(radius, exponents[:, None] * precise(theta)).to(dtype.to_complex())
+    return torch.polar(radius, exponents[:, None] * precise(theta)).to(complex_dtype(dtype))
 
 
 def impulse_response(
