@@ -12,8 +12,8 @@ from torch.nn import functional
 from compressm.ops.precision import precise
 
 LANES = 16  # sequences that a kernel takes at once
-_BLOCK_FLOATS = 1 << 16  # states and their gradients in one block stay in a core's second-level cache
-_LONGEST = 64
+_BLOCK_FLOATS = 24 << 10  # states and their gradients in one block stay in a core's nearest caches
+_SHORTEST, _LONGEST = 8, 64
 
 
 def diagonal_lanes(
@@ -62,7 +62,8 @@ class _Lanes(torch.autograd.Function):
 
         u = u.contiguous()
         (inputs, length, batch), outputs = u.shape, c_re.shape[0]
-        block = max(2, min(_LONGEST, length + length % 2, _BLOCK_FLOATS // (8 * LANES * nu.shape[0]) * 2))
+        fitting = _BLOCK_FLOATS // (8 * LANES * nu.shape[0]) * 2  # even, as the kernels want it
+        block = min(length + length % 2, max(_SHORTEST, min(_LONGEST, fitting)))
         poles, exact, b, c = parameters.packed(precise(nu), precise(theta), (b_re, b_im, c_re, c_im), block)
         groups, order, width, high = -(-batch // LANES), b.shape[0], b.shape[2], c.shape[2]
         y = u.new_empty(outputs, length, batch)
