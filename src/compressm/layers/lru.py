@@ -14,6 +14,7 @@ from compressm.layers.base import check_size
 from compressm.layers.diagonal import DiagonalLayer
 from compressm.layers.systems import DiagonalSystem
 from compressm.ops.precision import precise
+from compressm.ops.remaking import Source, remember
 
 
 class LRU(DiagonalLayer):
@@ -67,7 +68,10 @@ class LRU(DiagonalLayer):
         """The layer as it acts, with gamma in B."""
         nu, theta = precise(self.nu_log).exp(), precise(self.theta_log).exp()
         gamma = self.gamma_log.exp()[:, None]
-        return DiagonalSystem(nu, theta, gamma * self.B_re, gamma * self.B_im, self.C_re, self.C_im, self.D)
+        b_re, b_im = gamma * self.B_re, gamma * self.B_im
+        remember(b_re, Source(self.B_re, None, gamma))
+        remember(b_im, Source(self.B_im, None, gamma))
+        return DiagonalSystem(nu, theta, b_re, b_im, self.C_re, self.C_im, self.D)
 
 
 def check_ring(layer: str, r_min: float, r_max: float, max_phase: float) -> None:

@@ -14,6 +14,7 @@ from compressm.errors import ConfigError
 from compressm.layers.layout import layout_of
 from compressm.ops.kernels import usable
 from compressm.ops.pointwise import standardize
+from compressm.ops.remaking import Source, remember
 
 
 class NormKind(Enum):
@@ -66,9 +67,13 @@ class MaskedBatchNorm(SequenceNorm):
         if mask is None and layout is not None and usable(x.device, x.dtype):
             memory = layout.memory(x)
             rows = memory.flatten(1) if layout.channels_first else memory.flatten(0, 1)
-            y, mean, var, count = standardize(rows, layout.channels_first, self.eps)
+            y, mean, var, scale = standardize(rows, layout.channels_first, self.eps)
+            count = x.shape[0] * x.shape[1]
             self._track(mean, var * (count / max(count - 1, 1)), self.momentum)
-            return layout.restore(y.view(memory.shape))
+            y = layout.restore(y.view(memory.shape))
+            if not layout.channels_first:
+                remember(y, Source(x, mean, scale))
+            return y
         y, mean, var, valid = _Standardize.apply(x, None if mask is None else mask[..., None], self.eps)
         self._track(mean, var * (valid / (valid - 1).clamp(min=1)), self.momentum * (valid > 0))
         return y

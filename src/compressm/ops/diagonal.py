@@ -54,8 +54,9 @@ def diagonal_lti(
         if form is Form.LANES:
             _check_lanes(v)
             return diagonal_lanes(nu, theta, b_re, b_im, c_re, c_im, v, d).to(u.dtype)
-        recurrence = diagonal_chunked if form is Form.CHUNKED else diagonal_reference
-        y = recurrence(nu, theta, b_re, b_im, c_re, c_im, v)
+        if form is Form.CHUNKED:
+            return diagonal_chunked(nu, theta, b_re, b_im, c_re, c_im, v, d).to(u.dtype)
+        y = diagonal_reference(nu, theta, b_re, b_im, c_re, c_im, v)
         return (y if d is None else torch.addcmul(y, v, d)).to(u.dtype)
 
 

@@ -68,14 +68,14 @@ def gate_dropout(both: Tensor, skip: Tensor, p: float, channels_first: bool) -> 
     return y
 
 
-def standardize(x: Tensor, channels_first: bool, eps: float) -> tuple[Tensor, Tensor, Tensor, int]:
-    """(x - mean) / sqrt(var + eps) per channel of a matrix where kernels run, mean, var, and the number of positions.
+def standardize(x: Tensor, channels_first: bool, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x - mean) scale per channel of a matrix where kernels run, mean, var and scale = 1 / sqrt(var + eps).
 
     The channels are the rows, or the columns. Gradients flow through the statistics (Ioffe and Szegedy 2015,
     arXiv 1502.03167).
     """
-    y, mean, var = _Standardize.apply(x.contiguous(), channels_first, eps)
-    return y, mean, var, x.numel() // max(len(mean), 1)
+    y, mean, var, scale = _Standardize.apply(x.contiguous(), channels_first, eps)
+    return y, mean, var, scale
 
 
 def draw(p: float) -> tuple[int, int, int]:
@@ -159,27 +159,31 @@ class _GateDropout(torch.autograd.Function):
 
 
 class _Standardize(torch.autograd.Function):
+    """Stores its input where the channels are last, for others to store that too, and its output otherwise."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, channels_first: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, channels_first: bool, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         from compressm.ops.kernels import moments
 
         count = x.numel() // x.shape[0 if channels_first else 1]
         mean, var = moments.mean_and_variance(x, channels_first)
         scale = torch.rsqrt(var + eps).float()
         mean = mean.float()
-        y = moments.affine(x, x, torch.stack([mean, torch.zeros_like(mean), scale]), channels_first)
-        ctx.save_for_backward(y, scale)
+        zero = torch.zeros_like(mean)
+        y = moments.affine(x, x, torch.stack([mean, zero, zero, scale]), channels_first)
+        ctx.save_for_backward(scale, *((y, zero, torch.ones_like(zero)) if channels_first else (x, mean, scale)))
         ctx.channels_first, ctx.count = channels_first, count
         var = var.float()
-        ctx.mark_non_differentiable(mean, var)
-        return y, mean, var
+        ctx.mark_non_differentiable(mean, var, scale)
+        return y, mean, var, scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         from compressm.ops.kernels import moments
 
-        y, scale = ctx.saved_tensors
-        grad = grad.contiguous()
-        through = (moments.product_sums(grad, y, ctx.channels_first) / ctx.count).float()
-        return moments.affine(grad, y, torch.cat([through, scale[None]]), ctx.channels_first), None, None
+        scale, stored, centre, factor = ctx.saved_tensors  # y = (stored - centre) factor
+        grad, first = grad.contiguous(), ctx.channels_first
+        offset, slope = moments.product_sums(grad, stored, centre, first) / ctx.count
+        coefficients = torch.stack([offset.float(), (slope * factor.double() ** 2).float(), centre, scale])
+        return moments.affine(grad, stored, coefficients, first), None, None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from compressm.ops.gated import gelu_gate_rows
 from compressm.ops.kernels import usable
 from compressm.ops.pointwise import draw, gate_dropout, gelu_linear
 
@@ -17,13 +18,16 @@ _WIDEST = 64  # channels up to which small tiles are faster than matrix products
 def gelu_gate(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, p: float, channels_first: bool) -> Tensor:
     """skip + dropout(v * sigmoid(s)) with (v, s) = W dropout(x Phi(x)) + w, all dropping the share p.
 
-    Channels are the first or the last dimension of x and skip. A narrow block runs in one pass forward and one backward
-    that computes everything but x anew; others as `gate_dropout` of `gelu_linear`. Random choices are the same.
+    Channels are the first or the last dimension of x and skip. A narrow block with the channels first runs in one pass
+    forward and one backward that computes everything but x anew; a wider one as `gate_dropout` of `gelu_linear`, one
+    with the channels last as `gelu_gate_rows`. Random choices are the same.
     """
     if channels_first and _fits(x, skip, weight, bias):
         inner = draw(p)
         y: Tensor = _GeluGate.apply(x, skip, weight, bias, inner, draw(p))
         return y
+    if not channels_first:
+        return gelu_gate_rows(x, skip, weight, bias, p)
     return gate_dropout(gelu_linear(x, weight, bias, p, channels_first), skip, p, channels_first)
 
 

@@ -34,16 +34,16 @@ def mean_and_variance(x: Tensor, channels_first: bool) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def product_sums(g: Tensor, y: Tensor, channels_first: bool) -> Tensor:
-    """The sums over positions of g and of g y, (2, H) in float64."""
+def product_sums(g: Tensor, y: Tensor, centre: Tensor, channels_first: bool) -> Tensor:
+    """The sums over positions of g and of g (y - centre), (2, H) in float64."""
     parts, channels = _parts(g, channels_first), g.shape[0 if channels_first else 1]
     out = g.new_empty(parts, 2, channels)
-    _partial(parts, g, y, out, *g.shape, int(channels_first))
+    _partial(parts, g, y, centre.contiguous(), out, *g.shape, int(channels_first))
     return out.sum(0, dtype=torch.float64)
 
 
 def affine(x: Tensor, y: Tensor, coefficients: Tensor, channels_first: bool) -> Tensor:
-    """(x - a - b y) c with (a, b, c) = `coefficients` (3, H)."""
+    """(x - a - b (y - c)) d with (a, b, c, d) = `coefficients` (4, H)."""
     out = torch.empty_like(x)
     _affine(_parts(x, channels_first), x, y, out, coefficients.contiguous(), *x.shape, int(channels_first))
     return out
@@ -114,8 +114,11 @@ def _local(a: Any) -> None:
 
 @Kernel
 def _partial(a: Any) -> None:
-    """Sums over the part of g and of g y. Arguments: g, y, out (parts, 2, H), rows, columns, channels first."""
-    g, y, out, rows, columns, channels_first = a[2], a[3], a[4], a[5], a[6], a[7]
+    """Sums over the part of g and of g (y - centre).
+
+    Arguments: g, y, centre (H), out (parts, 2, H), rows, columns, channels first.
+    """
+    g, y, centre, out, rows, columns, channels_first = a[2], a[3], a[4], a[5], a[6], a[7], a[8]
     while True:
         part = next_part(a)
         if part >= a[1]:
@@ -123,29 +126,31 @@ def _partial(a: Any) -> None:
         if channels_first != 0:
             first, last = _range(part, a[1], columns)
             for row in range(rows):
+                c = load_spread(centre, row)
                 s, r = spread(0.0), spread(0.0)
                 for j in range(first, last, LANES):
                     k, count = row * columns + j, last - j
                     x = first_of(load_first(g, k, count), count)
-                    s, r = s + x, r + x * load_first(y, k, count)
+                    s, r = s + x, r + x * (load_first(y, k, count) - c)
                 store_first(out, part * 2 * rows + row, spread(total(s)), 1)
                 store_first(out, (part * 2 + 1) * rows + row, spread(total(r)), 1)
         else:
             first, last = _range(part, a[1], rows)
             for j in range(0, columns, LANES):
                 count = columns - j
+                c = load_first(centre, j, count)
                 s, r = spread(0.0), spread(0.0)
                 for row in range(first, last):
                     k = row * columns + j
                     x = load_first(g, k, count)
-                    s, r = s + x, r + x * load_first(y, k, count)
+                    s, r = s + x, r + x * (load_first(y, k, count) - c)
                 store_first(out, part * 2 * columns + j, s, count)
                 store_first(out, (part * 2 + 1) * columns + j, r, count)
 
 
 @Kernel
 def _affine(a: Any) -> None:
-    """Arguments: x, y, out, coefficients (3, H), rows, columns, channels first."""
+    """Arguments: x, y, out, coefficients (4, H), rows, columns, channels first."""
     x, y, out, coefficients, rows, columns, channels_first = a[2], a[3], a[4], a[5], a[6], a[7], a[8]
     while True:
         part = next_part(a)
@@ -154,22 +159,17 @@ def _affine(a: Any) -> None:
         if channels_first != 0:
             first, last = _range(part, a[1], columns)
             for row in range(rows):
-                p, q, s = (
-                    load_spread(coefficients, row),
-                    load_spread(coefficients, rows + row),
-                    load_spread(coefficients, 2 * rows + row),
-                )
+                p, q = load_spread(coefficients, row), load_spread(coefficients, rows + row)
+                c, s = load_spread(coefficients, 2 * rows + row), load_spread(coefficients, 3 * rows + row)
                 for j in range(first, last, LANES):
                     k, count = row * columns + j, last - j
-                    store_first(out, k, (load_first(x, k, count) - p - q * load_first(y, k, count)) * s, count)
+                    store_first(out, k, (load_first(x, k, count) - p - q * (load_first(y, k, count) - c)) * s, count)
         else:
             first, last = _range(part, a[1], rows)
             for row in range(first, last):
                 for j in range(0, columns, LANES):
                     k, count = row * columns + j, columns - j
-                    p, q, s = (
-                        load_first(coefficients, j, count),
-                        load_first(coefficients, columns + j, count),
-                        load_first(coefficients, 2 * columns + j, count),
-                    )
-                    store_first(out, k, (load_first(x, k, count) - p - q * load_first(y, k, count)) * s, count)
+                    p, q = load_first(coefficients, j, count), load_first(coefficients, columns + j, count)
+                    c = load_first(coefficients, 2 * columns + j, count)
+                    s = load_first(coefficients, 3 * columns + j, count)
+                    store_first(out, k, (load_first(x, k, count) - p - q * (load_first(y, k, count) - c)) * s, count)
