@@ -8,7 +8,7 @@ import torch
 
 from compressm.errors import InvalidSystemError, UnstableSystemError
 from compressm.linalg.forms import realify
-from compressm.linalg.norms import difference, error_bound, h2_norm, hinf_estimate, hinf_norm
+from compressm.linalg.norms import difference, error_bound, h2_error_and_norm, h2_norm, hinf_estimate, hinf_norm
 from compressm.linalg.peak import exact_gain
 from compressm.linalg.statespace import StateSpace
 from compressm.testing.systems import Defect, PoleKind, Recipe, build_dense, build_diagonal, ring_system, stack_systems
@@ -80,6 +80,38 @@ def test_wide_systems(channels: int) -> None:
     assert 0.97 * norm <= estimate <= norm * (1 + 1e-9)
     assert hinf_norm(realify(system)) == pytest.approx(norm, rel=1e-7)
     assert hinf_estimate(realify(system)) == pytest.approx(norm, rel=0.03)
+
+
+@pytest.mark.parametrize("distance", [1e-2, 1e-5, 1e-9])
+def test_a_small_error_between_wide_systems_is_not_round_off_of_single_precision(distance: float) -> None:
+    """The search is in single precision where that tells the error; below, round-off would be found."""
+    system = ring_system(6, 20, 20, seed=1)
+    other = replace(system, c=system.c + distance * ring_system(6, 20, 20, seed=2).c)
+    error = difference(system, other)
+    wanted = hinf_norm(replace(system, c=system.c - other.c))
+    assert wanted < 30 * distance * hinf_norm(system)
+    assert 0.97 * wanted <= hinf_estimate(error) <= wanted * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_estimate_of_a_wide_system_scales_with_its_weights(scale: float) -> None:
+    """Beyond what single precision holds."""
+    system = ring_system(6, 20, 24, seed=1, largest=0.99999)
+    scaled = replace(system, b=system.b * scale, c=system.c * scale)
+    assert hinf_estimate(scaled) == pytest.approx(hinf_estimate(system) * scale**2, rel=1e-6)
+
+
+@pytest.mark.parametrize("build", [build_diagonal, build_dense])
+@pytest.mark.parametrize("output", ["real", "complex"])
+@pytest.mark.parametrize("feedthrough", [False, True])
+def test_h2_norms_of_an_error_and_of_the_whole_together(build, output: str, feedthrough: bool) -> None:
+    kinds = (PoleKind.RING, PoleKind.FAST, PoleKind.SLOW)
+    full = build(Recipe(kinds, 2, 3, 5, feedthrough=feedthrough, output=output))
+    reduced = replace(build(Recipe(kinds[1:], 2, 3, 6, output=output)), d=full.d)
+    wanted = h2_norm(difference(full, reduced)), h2_norm(full)
+    assert h2_error_and_norm(full, reduced) == pytest.approx(wanted, rel=1e-10)
+    near = replace(full, c=full.c * (1 + 1e-9))
+    assert h2_error_and_norm(full, near)[0] == pytest.approx(h2_norm(replace(full, c=full.c * 1e-9, d=None)), rel=1e-5)
 
 
 def test_defective_dense_systems_are_swept_without_eigenvectors() -> None:

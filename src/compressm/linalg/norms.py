@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cmath
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,37 +66,76 @@ def h2_norm(system: StateSpace) -> float:
     """
     system = _discrete_double(system, "h2_norm")
     system.require_stable()
-    pairs = system.is_diagonal and system.is_complex and system.output == "real"
-    quick = _quick_energy(system) if pairs and not system.batch_shape else None
-    if quick is not None:
-        squared = quick
-    elif system.is_diagonal and system.is_complex and system.inputs == 1 and system.output == "real":
+    quick = _PairTerms.of(system).energy(system) if _has_pairs(system) else None
+    return _h2_norm(system) if quick is None else float(quick.sqrt())
+
+
+def h2_error_and_norm(full: StateSpace, reduced: StateSpace) -> tuple[float, float]:
+    """The H2 norms of G - G_r and of G, the same as `h2_norm` gives, with what both need computed once."""
+    error = _discrete_double(difference(full, reduced), "h2_error_and_norm")
+    full = full.to_double()
+    if not _has_pairs(error) or not _has_pairs(full):
+        return h2_norm(error), h2_norm(full)
+    error.require_stable()
+    terms = _PairTerms.of(error)
+    found = [(system, terms.energy(system)) for system in (error, full)]
+    lost, norm = (_h2_norm(system) if quick is None else float(quick.sqrt()) for system, quick in found)
+    return lost, norm
+
+
+def _h2_norm(system: StateSpace) -> float:
+    if system.is_diagonal and system.is_complex and system.inputs == 1 and system.output == "real":
         squared = _single_input_energy(system)
     else:
         squared = _energy(system)
     return float(squared.sqrt().max()) if squared.numel() else 0.0
 
 
-def _quick_energy(system: StateSpace) -> Tensor | None:
-    """The squared H2 norm of a complex diagonal system with real output from the closed form of the Gramian; None where
-    cancellation in it would leave fewer than eight digits, as in a small error between two large systems.
+def _has_pairs(system: StateSpace) -> bool:
+    """Whether it is one diagonal complex system with real output."""
+    return system.is_diagonal and system.is_complex and system.output == "real" and not system.batch_shape
+
+
+@dataclass(frozen=True, eq=False)
+class _PairTerms:
+    """What each pair of poles adds to sum over l > 0 of |h_l|_F^2 `(n, n)`, and the size of what is added up there.
+
+    From the closed form of the Gramian, for a diagonal complex system with real output.
     """
-    a, b, c = (t.to(torch.complex128) for t in (system.a, system.b, system.c))
-    later = c if system.d is None else c * a.unsqueeze(-2)
-    log_a = system.log_a
-    seen, driven = later.mH @ later, b @ b.mH  # conj(c_i) c_j and b_j conj(b_i), summed over outputs and inputs
-    mirrored_seen, mirrored_driven = later.mT @ later, b @ b.mT
-    gaps = stein_gaps(a, log_a)
-    finite = log_a is not None and bool(torch.isfinite(log_a).all())
-    if log_a is not None and finite:
-        crossed = -complex_expm1(log_a.unsqueeze(-1) + log_a.unsqueeze(-2))
-    else:
-        crossed = 1 - a.unsqueeze(-1) * a.unsqueeze(-2)
-    plain, mixed = seen.mT * driven / gaps, mirrored_seen.mT * mirrored_driven / crossed
-    squared = (plain + mixed).real.sum((-1, -2)) / 2
-    rounding = (plain.abs() + mixed.abs()).sum((-1, -2)) * (a.shape[-1] * torch.finfo(torch.float64).eps)
-    first = 0 if system.d is None else ((c @ b).real + system.d).square().sum((-1, -2))
-    return squared + first if bool((squared > 1e8 * rounding).all()) else None
+
+    terms: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, system: StateSpace) -> _PairTerms:
+        a, b, c = (t.to(torch.complex128) for t in (system.a, system.b, system.c))
+        (seen, mirrored_seen), (driven, mirrored_driven) = _column_products(c * a), _column_products(b.mH)
+        gaps, log_a = stein_gaps(a, system.log_a), system.log_a
+        if log_a is not None and bool(torch.isfinite(log_a).all()):
+            crossed = -complex_expm1(log_a.unsqueeze(-1) + log_a.unsqueeze(-2))
+        else:
+            crossed = 1 - a.unsqueeze(-1) * a.unsqueeze(-2)
+        plain, mixed = seen.mT * driven / gaps, mirrored_seen * mirrored_driven.conj() / crossed
+        return cls((plain + mixed).real / 2, plain.abs() + mixed.abs())
+
+    def energy(self, system: StateSpace) -> Tensor | None:
+        """The squared H2 norm of the system of the first poles; None where cancellation would leave fewer than eight
+        digits, as in a small error between two large systems.
+        """
+        n = system.order
+        later, size = self.terms[:n, :n].sum(), self.sizes[:n, :n].sum()
+        if not bool(later > 1e8 * n * torch.finfo(torch.float64).eps * size):
+            return None
+        b, c = system.b.to(torch.complex128), system.c.to(torch.complex128)
+        first = c.real @ b.real - c.imag @ b.imag
+        return later + (first if system.d is None else first + system.d).square().sum()
+
+
+def _column_products(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x* x and x^T x, in three real products."""
+    real, imaginary = x.real.contiguous(), x.imag.contiguous()
+    rr, ii, ri = real.mT @ real, imaginary.mT @ imaginary, real.mT @ imaginary
+    return torch.complex(rr + ii, ri - ri.mT), torch.complex(rr - ii, ri + ri.mT)
 
 
 def _energy(system: StateSpace) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,10 +12,10 @@ from torch import Tensor
 from compressm.linalg.elementary import complex_expm1
 from compressm.linalg.forms import mirrored, realify
 from compressm.linalg.parallel import decompose, in_pieces, singular_values
+from compressm.linalg.power import PowerIteration, power_peak
 from compressm.linalg.statespace import StateSpace
 
 _DIRECT_CHANNELS = 16  # up to this many channels all singular values are cheaper than a power iteration
-_SEARCH_ITERATIONS, _FINAL_ITERATIONS = 3, 30  # of the power method, on the grid and at the best point
 _POLES = 64  # whose angles are on the first grid: the slowest
 _REFINEMENTS = (3, 3, 3, 1, 1, 1)  # points refined about in each round; each has a quarter of the spacing before
 _CHUNK = 2**22  # numbers in one block of frequencies
@@ -48,18 +50,27 @@ def peak_gain(system: StateSpace, exact: bool = False) -> tuple[float, float]:
         return (0.0 if system.d is None or system.d.numel() == 0 else float(_norms(system.d))), 0.0
     if system.inputs == 0 or system.outputs == 0:
         return 0.0, 0.0
+    symmetric, pairs = system.output == "real", system.is_complex and system.output == "real" and system.is_diagonal
+    direct = exact or min(system.inputs, system.outputs) <= _DIRECT_CHANNELS
+    if pairs and not direct:
+        poles = torch.cat([system.a, system.a.conj()]).to(torch.complex128)
+        best, value = power_peak(PowerIteration.paired(system), partial(_refined, grid=_first_grid(poles, symmetric)))
+        return value, float(best)
     modal = _modal(system)
     poles = torch.linalg.eigvals(system.a) if modal is None else modal.a
+    refined = partial(_refined, grid=_first_grid(poles, symmetric))
+    if modal is None or direct:
+        best, value = refined(partial(exact_gain, system) if modal is None else partial(_direct_gain, modal))
+    else:
+        best, value = power_peak(PowerIteration(modal.a, modal.b, modal.c, modal.d, modal.log_a), refined)
+    if exact or not system.is_diagonal:  # a diagonal form of a dense system only finds the place
+        value = exact_gain(system, best)[0]
+    return float(value), float(best)
 
-    def gain(omega: Tensor) -> Tensor:
-        if modal is None:
-            return exact_gain(system, omega)
-        if exact or min(system.inputs, system.outputs) <= _DIRECT_CHANNELS:
-            return _direct_gain(modal, omega)
-        return _power_gain(modal, omega, _SEARCH_ITERATIONS)
 
-    omega = _first_grid(poles, symmetric=system.output == "real")
-    gains = gain(omega)
+def _refined(gain: Callable[[Tensor], Tensor], grid: Tensor) -> tuple[Tensor, float]:
+    """The frequency `(1,)` of the largest gain on a grid and in rounds about its best points, and that gain."""
+    omega, gains = grid, gain(grid)
     spacing = torch.pi / 64
     for centres in _REFINEMENTS:
         centre = omega[gains.argsort(descending=True)[:centres]]
@@ -67,10 +78,7 @@ def peak_gain(system: StateSpace, exact: bool = False) -> tuple[float, float]:
         offsets = torch.tensor([-3, -2, -1, 1, 2, 3], dtype=torch.float64) * spacing
         extra = (centre[:, None] + offsets).flatten()
         omega, gains = torch.cat([omega, extra]), torch.cat([gains, gain(extra)])
-    best = omega[gains.argmax()].reshape(1)
-    if exact or modal is None or not system.is_diagonal:  # a diagonal form of a dense system only finds the place
-        return float(exact_gain(system, best)[0]), float(best)
-    return float(_power_gain(modal, best, _FINAL_ITERATIONS)[0].maximum(gains.max())), float(best)
+    return omega[gains.argmax()].reshape(1), float(gains.max())
 
 
 def peak_gains(system: StateSpace) -> Tensor:
@@ -160,20 +168,6 @@ def _direct_gain(modal: _Modal, omega: Tensor) -> Tensor:
     c, b, d = (t.unsqueeze(-3) for t in (modal.c, modal.b, modal.d))
     parts = [_norms((c * modal.resolvent(part).mT.unsqueeze(-2)) @ b + d) for part in omega.split(chunk, dim=-1)]
     return torch.cat(parts, -1)
-
-
-def _power_gain(modal: _Modal, omega: Tensor, iterations: int) -> Tensor:
-    """Lower estimates of the largest singular value, by a fixed number of power iterations at all frequencies."""
-    b, c, d, resolvent = modal.b, modal.c, modal.d, modal.resolvent(omega)
-    phases = torch.arange(b.shape[1], dtype=torch.float64)[:, None] * (1 + omega)  # a fixed, generic start
-    v = torch.exp(1j * phases * 2.399963)
-    gain = omega.new_zeros(omega.shape)
-    for _ in range(iterations):
-        v = v / torch.linalg.vector_norm(v, dim=0).clamp_min(1e-300)
-        y = c @ (resolvent * (b @ v)) + d @ v
-        gain = torch.linalg.vector_norm(y, dim=0)
-        v = b.mH @ (resolvent.conj() * (c.mH @ y)) + d.mH @ y
-    return gain
 
 
 def _norms(response: Tensor) -> Tensor:
