@@ -11,7 +11,7 @@ from torch import Tensor
 from compressm.adapters.holding import single
 from compressm.linalg.statespace import StateSpace
 
-_CHUNK = 32  # blocks held at once, at most
+_ROWS = 2048  # samples of which products are formed at once, at most
 _NUMBERS = 2**23  # numbers held at once, unless one block has more
 
 
@@ -40,12 +40,15 @@ class Leap:
         power = (system.a**steps).unsqueeze(-2) if system.is_diagonal else torch.linalg.matrix_power(a, steps).mT
         dtype = _single(system)
         self._diagonal = system.is_diagonal
-        self._reach, self._power = torch.cat(columns[::-1], -1).mT.to(device, dtype), power.to(device, dtype)
+        reach = torch.cat(columns[::-1], -1).mT.to(device, dtype).contiguous()
+        self._complex, self._power = reach.is_complex(), power.to(device, dtype)
+        self._reach = torch.view_as_real(reach).flatten(-2) if reach.is_complex() else reach
 
     def drive(self, u: Tensor) -> Tensor:
-        """(*h, T, batch, n): what inputs (*h, T, batch, p, m) add."""
-        rows = u.flatten(-2).flatten(-3, -2).to(self._reach.dtype)
-        return (rows @ self._reach).unflatten(-2, u.shape[-4:-2])
+        """(*h, T, batch, n): what real inputs (*h, T, batch, p, m) add."""
+        driven = u.flatten(-2).flatten(-3, -2) @ self._reach
+        driven = torch.view_as_complex(driven.unflatten(-1, (-1, 2))) if self._complex else driven
+        return driven.unflatten(-2, u.shape[-4:-2])
 
     def move(self, x: Tensor, drive: Tensor) -> Tensor:
         """The states p steps later."""
@@ -73,17 +76,19 @@ def state_blocks(system: StateSpace, u: Tensor, mask: Tensor | None, stride: int
     first = Leap(system, stride - last + 1, device)
     second = Leap(system, last - 1, device) if last > 1 else None
     x = torch.zeros(*h, batch, system.order, dtype=_single(system), device=device)
-    many = max(1, min(_CHUNK, _NUMBERS // max(1, x.numel(), h.numel() * batch * stride * system.inputs)))
+    held = max(1, x.numel(), h.numel() * batch * stride * system.inputs)
+    many = max(1, min(-(-_ROWS // max(1, batch)), _NUMBERS // held))
     for start in range(0, count, many):
         part = u[(slice(None),) * dims + (slice(start, start + many),)]  # (*h, T, batch, p, m)
         ahead, seen = part[..., : stride - last + 1, :], part[..., stride - last + 1 :, :]
-        before, through = first.drive(ahead), None if second is None else second.drive(seen)
+        before = first.drive(ahead).unbind(dims)
+        through = before if second is None else second.drive(seen).unbind(dims)
         kept: list[Tensor] = []
-        for k in range(part.shape[dims]):
-            x = first.move(x, before[..., k, :, :])
+        for come, follow in zip(before, through, strict=True):
+            x = first.move(x, come)
             kept.append(x)
-            if second is not None and through is not None:
-                x = second.move(x, through[..., k, :, :])
+            if second is not None:
+                x = second.move(x, follow)
         span = slice(start, start + many)
         yield Blocks(
             torch.cat(kept, -2),

@@ -20,6 +20,7 @@ from compressm.linalg.statespace import StateSpace
 _SAMPLES = 16  # states of which outer products are formed, for each real state, evenly spread over time,
 _LEAST_SAMPLES, _MOST_SAMPLES = 4_000, 16_000  # within these limits
 _SPREAD = 8  # positions of the shortest sequences that are looked at, where not all are
+_BLOCKS, _LEAST_BLOCK = 4, 64  # of rows of a sum of outer products, and of how many rows at least
 _SUMMED = 2**22  # numbers in the moments that are advanced from sample to sample, where that is more than one step
 
 
@@ -146,16 +147,18 @@ def _sum_outer_products(
     for u, mask in passes:
         for block in state_blocks(system, u, mask, stride, last):
             whole = (block.counted | block.still).all(-1)
-            z = torch.cat([_coordinates(block.states, frame), block.inputs.flatten(-2)], -1)
+            z = _interleaved(block.states, frame)
+            z = torch.cat([z, block.inputs.flatten(-2)], -1) if last > 1 else z
             outer = _outer(z if bool(whole.all()) else z[..., whole, :])
-            joint = outer if joint is None else joint + outer
+            joint = outer if joint is None else joint.add_(outer)
             edge = block.counted.any(-1) & ~whole
             if bool(edge.any()):
                 edges.append(_step_by_step(system, block, edge, frame))
             count += float(block.counted.sum())
     if joint is None or count == 0:
         return None
-    total = JointMoments.of(joint.cpu(), system, frame).of_states_to_come(system, last - 1)
+    joint = _parts_apart(joint.cpu(), system, frame)
+    total = JointMoments.of(joint, system, frame).of_states_to_come(system, last - 1)
     for edge_sum in edges:
         total = total + edge_sum.cpu()
     scale = size[0] * size[1]
@@ -181,8 +184,18 @@ def _step_by_step(system: StateSpace, block: Blocks, rows: Tensor, frame: Frame)
 
 
 def _outer(x: Tensor) -> Tensor:
-    """The sum of x x* over samples: products of a block in the precision of x, given in double for adding blocks up."""
-    return (x.mT @ x.conj()).to(torch.complex128 if x.is_complex() else torch.float64)
+    """The sum of x x* over samples: products of a block in the precision of x, given in double for adding blocks up.
+
+    Only what is on and right of the diagonal is multiplied, in as many blocks of rows as are worth it.
+    """
+    size, other = x.shape[-1], x.conj()
+    each = -(-size // max(1, min(_BLOCKS, size // _LEAST_BLOCK)))
+    total = x.new_empty(*x.shape[:-2], size, size, dtype=torch.complex128 if x.is_complex() else torch.float64)
+    for start in range(0, size, max(1, each)):
+        stop = min(start + each, size)
+        total[..., start:stop, start:] = x[..., start:stop].mT @ other[..., start:]
+        total[..., stop:, start:stop] = total[..., start:stop, stop:].mH
+    return total
 
 
 def _norm(y: Tensor) -> float:
@@ -197,13 +210,34 @@ def _without_padding(values: Tensor, mask: Tensor | None) -> Tensor:
 
 def _largest(tensors: Iterable[Tensor]) -> float:
     """The largest absolute value, 1 where there is none."""
-    return max((float(t.abs().max()) for t in tensors if t.numel()), default=0.0) or 1.0
+    return max((float(_extreme(t)) for t in tensors if t.numel()), default=0.0) or 1.0
+
+
+def _extreme(t: Tensor) -> Tensor:
+    if t.is_complex():
+        return t.abs().max()
+    least, most = t.aminmax()  # without a copy
+    return torch.maximum(-least, most)
 
 
 def _coordinates(states: Tensor, frame: Frame) -> Tensor:
     if frame is Frame.REAL and states.is_complex():
         return torch.cat([states.real, states.imag], -1)
     return states
+
+
+def _interleaved(states: Tensor, frame: Frame) -> Tensor:
+    """As `_coordinates`, without a copy: real and imaginary part of each state side by side."""
+    return torch.view_as_real(states).flatten(-2) if frame is Frame.REAL and states.is_complex() else states
+
+
+def _parts_apart(moments: Tensor, system: StateSpace, frame: Frame) -> Tensor:
+    """Moments of `_interleaved` states, and what follows them, as those of `_coordinates`."""
+    if frame is not Frame.REAL or not system.is_complex:
+        return moments
+    n, size = system.order, moments.shape[-1]
+    order = torch.cat([torch.arange(0, 2 * n, 2), torch.arange(1, 2 * n, 2), torch.arange(2 * n, size)])
+    return moments[..., order, :][..., order]
 
 
 def _single(system: StateSpace) -> StateSpace:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressm.checks import brief, require_kind
 from compressm.errors import InvalidSystemError, UnstableSystemError
-from compressm.linalg.elementary import complex_expm1
+from compressm.linalg.elementary import complex_expm1, product
 from compressm.linalg.parallel import eigenvalues
 
 Output = Literal["real", "complex"]
@@ -187,24 +187,30 @@ class StateSpace:
         h, dims = self.batch_shape, len(self.batch_shape)
         dtype = self._dtype()
         u = u.reshape(batch, length, *h, self.inputs).movedim((0, 1), (dims, dims + 1))  # (*h, batch, L, m)
+        u = u.to(torch.promote_types(u.dtype, dtype.to_real()))
         a = (self.a.unsqueeze(-2) if self.is_diagonal else self.a.mT).to(dtype)
         b, c = self.b.to(dtype).mT, self.c.to(dtype).mT
         x = torch.zeros(*h, batch, self.order, dtype=dtype, device=u.device)
         pieces: list[Tensor] = []
-        for part in u.to(dtype).split(max(1, _BLOCK // max(1, x.numel())), dim=-2) if length else ():
-            drive = (part.flatten(-3, -2) @ b).unflatten(-2, part.shape[-3:-1])
+        for part in u.split(max(1, _BLOCK // max(1, x.numel())), dim=-2) if length else ():
+            steps = part.transpose(-3, -2)
+            drive = product(steps.flatten(-3, -2), b).unflatten(-2, steps.shape[-3:-1]).to(dtype)
             states: list[Tensor] = []
-            for k in range(part.shape[-2]):
-                x = (x * a if self.is_diagonal else x @ a) + drive[..., k, :]
+            for come in drive.unbind(-3):
+                x = torch.addcmul(come, x, a) if self.is_diagonal else come + x @ a
                 states.append(x)
-            pieces.append((torch.cat(states, -2) @ c).unflatten(-2, (part.shape[-2], batch)))
-        y = torch.cat(pieces, -3) if pieces else x.new_zeros(*h, 0, batch, self.outputs)
-        if self.output == "real" and y.is_complex():
-            y = y.real
+            pieces.append(self._outputs(torch.cat(states, -2), c).unflatten(-2, (len(states), batch)))
+        y = torch.cat(pieces, -3) if pieces else self._outputs(x.new_zeros(*h, 0, batch, self.order), c)
         y = y.transpose(-3, -2)
         if self.d is not None:
             y = y + (u.flatten(-3, -2).to(y.dtype) @ self.d.to(y.dtype).mT).unflatten(-2, (batch, length))
         return y.movedim((dims, dims + 1), (0, 1)).reshape(batch, length, self.output_features)
+
+    def _outputs(self, states: Tensor, c: Tensor) -> Tensor:
+        """States times C^T, as rows; the real part alone where the output is real."""
+        if self.output == "complex" or not states.is_complex():
+            return states @ c
+        return torch.view_as_real(states).flatten(-2) @ torch.stack([c.real, -c.imag], -2).flatten(-3, -2)
 
     def _dtype(self) -> torch.dtype:
         """The type that holds the products of the state, input and output matrices."""
