@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -23,8 +24,9 @@ from compressm.analysis.decision import Decision
 from compressm.analysis.layer import LayerAnalysis
 from compressm.checks import require_each, require_kind
 from compressm.errors import TiedParametersError
+from compressm.linalg.parallel import side_by_side
 from compressm.reduction.criteria import Budget
-from compressm.reduction.report import CompressionReport, ReductionPlan
+from compressm.reduction.report import CompressionReport, LayerPlan, ReductionPlan
 from compressm.settings import CompressionSettings
 from compressm.surgery.operation import operate
 from compressm.surgery.optimizer import as_sequence
@@ -86,10 +88,12 @@ def analyze(
     settings = _checked(settings, calibration, budgets)
     model = uncompiled(model)
     layers = _layers(model, adapters)
-    plans = []
-    for layer in layers:
+
+    def planned(layer: _Layer) -> LayerPlan:
         analysis = _analysis(layer.ref, settings, calibration, budgets)
-        plans.append(plan_of(analysis, analysis.decide(reduce=False)))
+        return plan_of(analysis, analysis.decide(reduce=False))
+
+    plans = side_by_side([partial(planned, layer) for layer in layers])
     return ReductionPlan(tuple(plans), _unsupported(model, layers))
 
 
@@ -125,14 +129,16 @@ def compress_(
     for item in () if optimizer is None else as_sequence(optimizer):
         require_kind("optimizer", item, Optimizer, wanted="a torch.optim.Optimizer, or a sequence of them")
     layers = _layers(model, adapters)
-    cuts = []
-    for layer in layers:
+
+    def prepared(layer: _Layer) -> _Cut:
         begun = time.perf_counter()
         analysis = _analysis(layer.ref, settings, calibration, budgets)
         decision = analysis.decide(reduce=True)
         reduction = decision.reduction
         update = None if reduction is None else layer.ref.adapter.write(layer.ref.module, reduction)
-        cuts.append(_Cut(layer, analysis, decision, update, time.perf_counter() - begun))
+        return _Cut(layer, analysis, decision, update, time.perf_counter() - begun)
+
+    cuts = side_by_side([partial(prepared, layer) for layer in layers])
     _refuse_other_owners(model, cuts)
     items = [(r.label, r.module, c.update) for c in cuts if c.update is not None for r in c.layer.members()]
     followers = [
@@ -145,7 +151,7 @@ def compress_(
     ]
     operation = operate(items, optimizer, settings.optimizer_policy, followers)
     try:
-        reports = tuple(report_of(c.analysis, c.decision, c.update, c.seconds) for c in cuts)
+        reports = side_by_side([partial(report_of, c.analysis, c.decision, c.update, c.seconds) for c in cuts])
     except BaseException:
         operation.undo.undo()
         raise
@@ -153,7 +159,7 @@ def compress_(
     warnings = (*found, *dict.fromkeys(operation.warnings))
     for warning in warnings:
         _logger.warning("%s", warning)
-    return CompressionReport(reports, time.perf_counter() - started, _unsupported(model, layers), warnings)
+    return CompressionReport(tuple(reports), time.perf_counter() - started, _unsupported(model, layers), warnings)
 
 
 def _checked(

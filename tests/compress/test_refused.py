@@ -126,7 +126,7 @@ def test_an_interrupt_after_the_swap_undoes_it(
 
     model, optimizer = trained
     before = state_of(model, optimizer)
-    monkeypatch.setattr("compressm.analysis.accounts.h2_norm", interrupt)
+    monkeypatch.setattr("compressm.analysis.accounts.h2_error_and_norm", interrupt)
     with pytest.raises(KeyboardInterrupt):
         compress_(model, CompressionSettings(FixedOrder(4)), optimizer=optimizer)
     assert unchanged(before, state_of(model, optimizer))

@@ -13,7 +13,7 @@ from compressm.linalg.forms import Frame
 from compressm.linalg.gramians import GramianFactors, gramian_factors
 from compressm.linalg.hankel import hankel_spectrum
 from compressm.linalg.modal import modal_basis
-from compressm.linalg.parallel import in_pieces
+from compressm.linalg.parallel import in_pieces, side_by_side
 from compressm.linalg.statespace import StateSpace
 
 
@@ -62,3 +62,32 @@ def test_pieces_are_put_together_in_order() -> None:
     x = torch.arange(6 * 11 * 4096, dtype=torch.float64).reshape(6, 11, 4096)
     (total,) = in_pieces(lambda part: (part.sum(-1),), 4096, x.shape[:2], x)
     assert torch.equal(total, x.sum(-1))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_tasks_side_by_side_keep_their_order_and_the_callers_modes(threads: int) -> None:
+    torch.set_num_threads(threads)
+    x = torch.ones(3, requires_grad=True)
+    with torch.no_grad():
+        assert [t.requires_grad for t in side_by_side([lambda: x * 2, lambda: x + 1])] == [False, False]
+    with torch.inference_mode():
+        assert all(t.is_inference() for t in side_by_side([lambda: x * 2, lambda: x + 1]))
+    assert all(t.requires_grad for t in side_by_side([lambda: x * 2, lambda: x + 1]))
+    assert side_by_side([lambda i=i: i for i in range(20)]) == list(range(20))
+    assert side_by_side([]) == []
+    assert torch.get_num_threads() == threads
+
+
+def test_the_first_task_that_fails_is_told_of_when_all_have_ended() -> None:
+    torch.set_num_threads(2)
+    ended: list[int] = []
+
+    def task(i: int) -> None:
+        if i in (3, 5):
+            raise ValueError(f"task {i}")
+        ended.append(i)
+
+    with pytest.raises(ValueError, match="task 3"):
+        side_by_side([lambda i=i: task(i) for i in range(4)])
+    assert sorted(ended) == [0, 1, 2]
+    assert torch.get_num_threads() == 2

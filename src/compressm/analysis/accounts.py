@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
+from compressm.adapters.calibration import Capture
 from compressm.adapters.holding import reference_tensor
 from compressm.adapters.moments import output_change
 from compressm.adapters.registry import LayerRef
@@ -16,7 +19,8 @@ from compressm.analysis.layer import LayerAnalysis
 from compressm.analysis.realization import read_system
 from compressm.errors import SurgeryError, UnstableSystemError
 from compressm.linalg.horizon import horizon_norms
-from compressm.linalg.norms import difference, h2_norm, hinf_estimate, hinf_norm
+from compressm.linalg.norms import difference, h2_error_and_norm, hinf_estimate, hinf_norm
+from compressm.linalg.parallel import side_by_side
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.report import BankSpectrum, LayerPlan, LayerReport, mean_spectrum
 from compressm.reduction.result import GramianSource, Reduction
@@ -59,9 +63,9 @@ def report_of(analysis: LayerAnalysis, decision: Decision, update: LayerUpdate |
     discarded, bound = _discarded(decision, states)
     kept = None if reduction is None else reduction.states
     horizon = None if decision.weighting is None else decision.weighting.horizon
-    errors = _Errors(0.0, None, 0.0, None)
+    errors = _Errors(0.0, None, 0.0, None, None)
     if reduction is not None:
-        errors = _errors(full, stored, settings.exact_norms, horizon)
+        errors = _errors(full, stored, settings.exact_norms, horizon, analysis.capture)
     return LayerReport(
         name=name,
         layer=type(analysis.ref.module).__name__,
@@ -76,7 +80,7 @@ def report_of(analysis: LayerAnalysis, decision: Decision, update: LayerUpdate |
         hinf_exact=settings.exact_norms,
         h2_error=errors.h2,
         h2_norm=errors.h2_norm,
-        output_change=output_change(full, stored, analysis.capture) if reduction is not None else None,
+        output_change=errors.output_change,
         controllability=_sources(decision)[0],
         observability=_sources(decision)[1],
         conditioning=reduction.conditioning if reduction is not None else 1.0,
@@ -137,15 +141,21 @@ class _Errors:
     hinf_norm: float | None
     h2: float | None
     h2_norm: float | None
+    output_change: float | None
 
 
-def _errors(full: StateSpace, stored: StateSpace, exact: bool, horizon: int | None) -> _Errors:
-    """The norms, over the horizon of the Gramians where there are no others."""
-    error = difference(full, stored)
+def _errors(full: StateSpace, stored: StateSpace, exact: bool, horizon: int | None, capture: Capture) -> _Errors:
+    """The norms, over the horizon of the Gramians where there are no others, and the change of captured outputs."""
+    error, changed = difference(full, stored), partial(output_change, full, stored, capture)
     if not error.is_stable():
         if horizon is None:
-            return _Errors(None, None, None, None)
+            return _Errors(None, None, None, None, changed())
         lost, whole = horizon_norms(error, horizon), horizon_norms(full, horizon)
-        return _Errors(lost.gain, whole.gain, lost.energy, whole.energy)
+        return _Errors(lost.gain, whole.gain, lost.energy, whole.energy, changed())
     peak = hinf_norm if exact else hinf_estimate
-    return _Errors(peak(error), peak(full), h2_norm(error), h2_norm(full))
+    tasks: list[Callable[[], tuple[float | None, ...]]] = [
+        lambda: (peak(error),),
+        lambda: (peak(full),),
+        lambda: (*h2_error_and_norm(full, stored), changed()),
+    ]
+    return _Errors(*(value for values in side_by_side(tasks) for value in values))

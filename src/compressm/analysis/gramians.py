@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from compressm.errors import InvalidSystemError
 from compressm.linalg.forms import Frame
 from compressm.linalg.gramians import GramianFactors, controllability_factor, dual, moment_factor, white_factors
 from compressm.linalg.hankel import hankel_spectrum
+from compressm.linalg.parallel import side_by_side
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.keeping import BalancedSelection
 from compressm.reduction.reducers import Reducer
@@ -51,6 +52,7 @@ class LayerGramians:
     ) -> None:
         self.system, self.frame, self.capture = system, frame, capture
         self._label, self._settings, self._reducer = label, settings, reducer
+        self._measured: dict[GramianSource, Tensor | None] = {}
 
     def weightings(self, fallbacks: list[str]) -> Iterator[Weighting]:
         """Those asked for, then the next ones; why some could not be had is added to `fallbacks`."""
@@ -61,13 +63,11 @@ class LayerGramians:
             if controllability is observability is GramianSource.WHITE:
                 factors = white_factors(self._balanced, self.frame, horizon)
             else:
-                p = self._data_factor if controllability is GramianSource.DATA else self._white(self._balanced, horizon)
+                p, q = self._factors(controllability, observability, horizon)
                 asked = f"{controllability.value}/{observability.value} Gramians"
                 if p is None:
                     fallbacks.append(f"{asked}: {self._nothing('inputs', self.capture.inputs)}")
                     continue
-                loss = observability is GramianSource.LOSS
-                q = self._loss_factor if loss else self._white(dual(self._balanced), horizon)
                 if q is None:
                     fallbacks.append(f"{asked}: {self._nothing('gradients', self.capture.gradients)}")
                     continue
@@ -119,20 +119,25 @@ class LayerGramians:
             return f"all positions of the {what} captured are padding"
         return f"the {what} captured are all zero" + " at a system of the bank" * bool(self.system.batch_shape)
 
-    def _white(self, system: StateSpace, horizon: int | None) -> Tensor:
-        return controllability_factor(system, self.frame, horizon)
-
     @cached_property
     def _balanced(self) -> StateSpace:
         return self._reducer.balanced_system(self.system) if isinstance(self._reducer, Reducer) else self.system
 
-    @cached_property
-    def _data_factor(self) -> Tensor | None:
-        return self._factor(controllability_moments(self._balanced, self.capture, self.frame))
+    def _factors(
+        self, controllability: GramianSource, observability: GramianSource, horizon: int | None
+    ) -> list[Tensor | None]:
+        """The factors of both Gramians, found side by side; None where nothing was captured."""
+        system = self._balanced
+        pairs = (controllability, system), (observability, dual(system))
+        return side_by_side([partial(self._factor_of, source, one, horizon) for source, one in pairs])
 
-    @cached_property
-    def _loss_factor(self) -> Tensor | None:
-        return self._factor(observability_moments(self._balanced, self.capture, self.frame))
+    def _factor_of(self, source: GramianSource, system: StateSpace, horizon: int | None) -> Tensor | None:
+        if source is GramianSource.WHITE:
+            return controllability_factor(system, self.frame, horizon)
+        if source not in self._measured:
+            moments = controllability_moments if source is GramianSource.DATA else observability_moments
+            self._measured[source] = self._factor(moments(self._balanced, self.capture, self.frame))
+        return self._measured[source]
 
     def _factor(self, moments: Tensor | None) -> Tensor | None:
         if moments is None:

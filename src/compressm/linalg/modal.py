@@ -50,12 +50,16 @@ class ModalBasis:
         return self.poles.shape[-1]
 
 
-def modal_basis(a: Tensor, merge_pairs: bool) -> ModalBasis:
+def modal_basis(a: Tensor, merge_pairs: bool, known: tuple[Tensor, Tensor] | None = None) -> ModalBasis:
     """Diagonalize dense matrices `(*h, k, k)`; with `merge_pairs`, real ones, into stored complex states.
 
-    A matrix that cannot be diagonalized has infinite `conditioning` and no entries.
+    A matrix that cannot be diagonalized has infinite `conditioning` and no entries. `known` are the eigenvalues and
+    eigenvectors of `a`, where `torch.linalg.eig` has given them already.
     """
-    poles, right, left, conditioning = decompose(_eigenvectors, a)
+    if known is None:
+        poles, right, left, conditioning = decompose(_eigenvectors, a)
+    else:
+        (poles, right), (left, conditioning) = known, _inverse(*known, paired=not a.is_complex())
     radius = poles.abs().amax(-1) if a.shape[-1] else conditioning.new_zeros(conditioning.shape)
     sound = torch.isfinite(conditioning)
     kept = sound.unsqueeze(-1) & ((poles.imag >= 0) if merge_pairs else torch.ones_like(poles.real, dtype=torch.bool))
@@ -71,16 +75,34 @@ def modal_basis(a: Tensor, merge_pairs: bool) -> ModalBasis:
 
 
 def _eigenvectors(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Poles, eigenvectors, their inverse, and their condition number: infinite, and no inverse, from 1 / eps on."""
-    k = a.shape[-1]
+    """Poles, eigenvectors, their inverse and their condition number."""
     poles, right = torch.linalg.eig(a)
-    conditioning = a.new_ones(a.shape[:-2]).real
+    return poles, right, *_inverse(poles, right, paired=not a.is_complex())
+
+
+def _inverse(poles: Tensor, right: Tensor, paired: bool) -> tuple[Tensor, Tensor]:
+    """The inverse of the eigenvectors and their condition number: infinite, and no inverse, from 1 / eps on.
+
+    Those of a real matrix are `paired`, a pole with positive imaginary part before its conjugate: [v, conj v] is
+    sqrt(2) [Re v, Im v] times a unitary matrix, so that a real matrix has the same singular values.
+    """
+    k, root = poles.shape[-1], 2**0.5
+    first, second = poles.imag > 0, poles.imag < 0
+    basis = right
+    if paired:
+        basis = torch.where(second.unsqueeze(-2), -right.imag, right.real)
+        basis = torch.where((first | second).unsqueeze(-2), root * basis, basis)
+    conditioning = poles.real.new_ones(poles.shape[:-1])
     if k:
-        values = torch.linalg.svdvals(right)
+        values = torch.linalg.svdvals(basis)
         conditioning = values[..., 0] / values[..., -1]
     sound = conditioning < 1 / torch.finfo(torch.float64).eps  # false for NaN
-    left = torch.linalg.inv(torch.where(sound[..., None, None], right, torch.eye(k, dtype=right.dtype)))
-    return poles, right, left, torch.where(sound, conditioning, torch.inf)
+    left = torch.linalg.inv(torch.where(sound[..., None, None], basis, torch.eye(k, dtype=basis.dtype)))
+    if paired:
+        pair = torch.complex(left, -left.roll(-1, -2)) / root, torch.complex(left.roll(1, -2), left) / root
+        left = torch.where(second.unsqueeze(-1), pair[1], left + 0j)
+        left = torch.where(first.unsqueeze(-1), pair[0], left)
+    return left, torch.where(sound, conditioning, torch.inf)
 
 
 def state_scales(system: StateSpace, poles: Tensor, b: Tensor, c: Tensor) -> Tensor:

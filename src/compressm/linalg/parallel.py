@@ -1,8 +1,11 @@
-"""Work on many small matrices, spread over threads and over pieces that stay in cache.
+"""Work on many small matrices, spread over threads and over pieces that stay in cache; tasks side by side.
 
 PyTorch decomposes the matrices of a batch one after the other. Here a batch is cut into pieces, whose number does not
 depend on the number of threads, and threads take one piece after the other; each computes alone, without threads of
 its own. So results do not depend on the number of threads.
+
+LAPACK gains little from threads within one eigenvalue problem of a few hundred rows: two of them side by side take as
+long as one. Tasks that do not need each other's results therefore share the threads.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Lock
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +22,8 @@ from torch import Tensor
 LARGEST_SHARED = 512  # rows up to which LAPACK gains little from threads of its own
 _CACHE = 2**16  # numbers in a piece
 _WORTHWHILE = 2**15  # numbers below which starting threads costs more than they save
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def decompose(function: Callable[[Tensor], Sequence[Tensor]], matrices: Tensor) -> tuple[Tensor, ...]:
@@ -66,16 +72,40 @@ def in_pieces(
     return tuple(t.unflatten(0, batch) for t in results)
 
 
+def side_by_side(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+    """The results of independent tasks, in their order, on the threads that torch has.
+
+    Each of the tasks that run at once has its share of the threads. They run in the caller's grad and inference
+    mode and without autocast. An error is raised when all have ended: that of the first task that failed.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, len(tasks))
+    if workers < 2:
+        return [task() for task in tasks]
+    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def run(task: Callable[[], Result]) -> Result:
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+            return task()
+
+    return _on_workers(run, tasks, workers, threads // workers)
+
+
 def _each_alone(run: Callable[[int], None], starts: Sequence[int]) -> None:
     """Run all on as many threads as torch has; each thread has no threads of its own meanwhile."""
-    threads = torch.get_num_threads()
-    if threads < 2 or len(starts) < 2:
+    workers = min(torch.get_num_threads(), len(starts))
+    if workers < 2:
         for start in starts:
             run(start)
         return
+    _on_workers(run, starts, workers, 1)
+
+
+def _on_workers(run: Callable[[Item], Result], items: Sequence[Item], workers: int, each: int) -> list[Result]:
+    """Run all on `workers` threads, each with `each` threads of torch's own."""
+    threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(min(threads, len(starts)), initializer=partial(torch.set_num_threads, 1)) as pool:
-            for _ in pool.map(run, starts):
-                pass
+        with ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, each)) as pool:
+            return list(pool.map(run, items))
     finally:
         torch.set_num_threads(threads)  # the workers' number is the one with which new threads begin

@@ -14,6 +14,7 @@ from compressm.linalg.modal import ModalBasis, modal_basis
 from compressm.linalg.parallel import eigenvalues
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import OrderChoice
+from compressm.reduction.lookahead import Lookahead
 from compressm.reduction.reducers import Projected, Reducer
 from compressm.reduction.result import ConjugateLinear, Reduction
 from compressm.reduction.scaling import common_scale
@@ -33,22 +34,24 @@ def reduce_diagonal(
     states and whose state matrix can be diagonalized within `limits.conditioning`. In a bank each system has its
     largest such order, and all get the stored states of the one that needs most.
     """
-    bank, notes = Bank.of(system, weighting), Notes()
+    bank, notes, ahead = Bank.of(system, weighting), Notes(), Lookahead(reducer)
     merge = weighting.factors.frame is Frame.REAL
     ranks = numerical_ranks(weighting.flattened().spectrum.values)
 
     def stored(part: Bank, projected: Projected, notes: Notes) -> Attempt[tuple[StoredSystem, Tensor]]:
         order = projected.system.order
         open_ = _not_refused(part, projected)
-        if merge and order > _ROOMY * choice.slots:
-            poles = eigenvalues(projected.system.a)
+        tight = merge and order > _ROOMY * choice.slots
+        known = ahead.eigen(projected, tight) if bank.size == 1 else None
+        if tight:
+            poles = eigenvalues(projected.system.a) if known is None else known[0]
             stable, refusal = stable_enough(poles.abs().amax(-1), part, order, limits, notes)
             open_ &= stable & ((poles.imag >= 0).sum(-1) <= choice.slots)
             if refusal is not None or not bool(open_.any()):
                 return Attempt(open_, refusal=refusal)
         index = open_.nonzero().flatten()
         part, projected = part.part(index), projected.part(index)
-        basis = modal_basis(projected.system.a, merge)
+        basis = modal_basis(projected.system.a, merge, known)
         stable, refusal = stable_enough(basis.radius, part, order, limits, notes)
         fit = stable & _well_conditioned(basis, order, limits, notes) & (basis.counts <= choice.slots)
         accepted = torch.zeros_like(open_).index_put((index[fit],), torch.tensor(True))

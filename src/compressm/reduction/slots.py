@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from compressm.linalg.elementary import product
 from compressm.linalg.forms import Frame
 from compressm.linalg.modal import ModalBasis, state_scales
 from compressm.linalg.statespace import StateSpace
@@ -47,9 +48,8 @@ def store(full: StateSpace, projected: Projected, basis: ModalBasis, frame: Fram
     of the form x' = M x + N conj(x). Complex frame: x' = L W* x, x ~ V R x'.
     """
     small = projected.system
-    rows = basis.left @ projected.projection.w.to(torch.complex128).mH
-    columns = projected.projection.v.to(torch.complex128) @ basis.right
-    b, c = basis.left @ small.b.to(torch.complex128), small.c.to(torch.complex128) @ basis.right
+    rows, columns = product(basis.left, projected.projection.w.mH), product(projected.projection.v, basis.right)
+    b, c = product(basis.left, small.b), product(small.c, basis.right)
     if frame is Frame.COMPLEX:
         scale = state_scales(full, basis.poles, b, c)
         restrict, embed = ConjugateLinear(rows), ConjugateLinear(columns)
