@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from compressm.linalg import horizon
 from compressm.linalg.forms import Frame, in_frame
 from compressm.linalg.horizon import horizon_norms
 from compressm.linalg.norms import h2_norm, hinf_norm
@@ -39,3 +42,17 @@ def test_a_bank_has_the_largest_of_its_systems_and_dense_or_undamped_is_no_matte
     each = [horizon_norms(s, 50) for s in systems]
     assert horizon_norms(bank, 50) == pytest.approx((max(n.gain for n in each), max(n.energy for n in each)))
     assert horizon_norms(in_frame(bank, Frame.REAL), 50) == pytest.approx(horizon_norms(bank, 50))
+
+
+@pytest.mark.parametrize("steps", [1, 23, 24])
+@pytest.mark.parametrize("output", ["real", "complex"])
+def test_the_grid_in_parts_is_the_grid(steps: int, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One transform over all steps against transforms of folded responses, where the parts divide the steps or not."""
+    system = replace(ring_system(5, 2, 3, smallest=0.9, largest=0.9999), output=output)
+    whole = horizon_norms(system, steps)
+    points = torch.fft.fft(system.markov_parameters(steps), 4 * steps, dim=-3)
+    assert whole.gain == pytest.approx(float(torch.linalg.matrix_norm(points, ord=2).max()), rel=1e-12)
+    monkeypatch.setattr(horizon, "_NUMBERS", 36)
+    in_parts = horizon_norms(system, steps)
+    assert in_parts.energy == whole.energy
+    assert in_parts.gain == pytest.approx(whole.gain, rel=1e-12 if steps != 23 else 0.08)

@@ -161,13 +161,13 @@ class StateSpace:
             raise InvalidSystemError("Markov parameters are of a discrete system; discretize it first.")
         if length < 1:
             raise InvalidSystemError(f"length is {length}; wanted 1 or more Markov parameters.")
-        x, response = self.b, []
-        for _ in range(length):
-            response.append(self._readout(x))
+        x, dtype = self.b, self._dtype() if self.output == "complex" else self._dtype().to_real()
+        h = x.new_empty(*self.batch_shape, length, self.outputs, self.inputs, dtype=dtype)
+        for k in range(length):
+            h[..., k, :, :] = self._readout(x)
             x = self._advance(x)
-        h = torch.stack(response, dim=-3)
         if self.d is not None:
-            h = torch.cat([h[..., :1, :, :] + self.d.to(h.dtype).unsqueeze(-3), h[..., 1:, :, :]], dim=-3)
+            h[..., 0, :, :] += self.d.to(dtype)
         return h
 
     def frequency_response(self, omega: Tensor) -> Tensor:
