@@ -20,7 +20,8 @@ from compressm.layers.dense import DenseSSM
 from compressm.layers.lru import LRU
 from compressm.linalg.forms import Frame
 from compressm.linalg.hankel import hankel_singular_values
-from compressm.reduction.criteria import FixedOrder, HankelEnergy
+from compressm.linalg.norms import difference, hinf_norm
+from compressm.reduction.criteria import ErrorBound, FixedOrder, HankelEnergy
 from compressm.reduction.keeping import BalancedSelection
 from compressm.reduction.reducers import BalancedTruncation, SingularPerturbation
 from compressm.reduction.result import GramianSource
@@ -105,6 +106,17 @@ def test_a_pole_moved_almost_to_the_circle_counts_as_unstable() -> None:
     assert "data/loss Gramians: the reduced system of 4 states" in done.fallbacks[0]
     wide = decide(make(seed=1), tones(1), limits=Limits(slowdown=1e-3))  # the gap must grow a thousandfold
     assert (wide.reduction.controllability, wide.reduction.observability) == (DATA, WHITE)
+
+
+def test_a_measured_tolerance_falls_back_where_no_order_is_stable() -> None:
+    layer, capture = make(seed=27), tones(27)
+    norm = hinf_norm(decide(layer, capture, controllability=WHITE, observability=WHITE).reduction.system)
+    wanted = decide(layer, capture, criterion=ErrorBound(norm / 4), observability=WHITE)
+    done = decide(layer, capture, criterion=ErrorBound(norm / 4), limits=Limits(slowdown=1e-9))
+    assert wanted.reduction is not None and done.reduction is not None and done.choice == wanted.choice
+    assert (done.reduction.controllability, done.reduction.observability) == (DATA, WHITE)
+    assert "data/loss Gramians: no order that was tried is stable; the reduced system of" in done.fallbacks[0]
+    assert hinf_norm(difference(LRUAdapter().read(layer).to_double(), done.reduction.system)) <= norm / 4 * 1.03
 
 
 def test_a_short_horizon_that_is_unstable_falls_back_to_the_infinite_one() -> None:

@@ -119,8 +119,14 @@ class LayerAnalysis:
                 sets = BalancedKeepSets(self.system, weighting, self.reducer, rules)
                 return self._select(sets, weighting, reduce, tuple(fallbacks))
             values = weighting.spectrum.values
-            attempt = partial(self._reduce, self.reducer, weighting)
-            choice = self.settings.order_policy().choose(self._spectrum(values), self._trials(weighting, attempt))
+            attempt, unstable = partial(self._reduce, self.reducer, weighting), list[Refusal | None]()
+            trials = self._trials(weighting, attempt, unstable)
+            choice = self.settings.order_policy().choose(self._spectrum(values), trials)
+            last = unstable[-1] if unstable and None not in unstable else None
+            if choice is None and last is not None:
+                fallbacks.append(f"{_describe(weighting)}: no order that was tried is stable; {last.reason}")
+                first = first or Decision(values, weighting, None, None, ())
+                continue
             if choice is None or not reduce:
                 return Decision(values, weighting, choice, None, tuple(fallbacks))
             result = attempt(choice)
@@ -160,8 +166,16 @@ class LayerAnalysis:
             return reduction, None
         return fitted_reduction(self.system, reduction, self.capture)
 
-    def _trials(self, weighting: Weighting, attempt: Callable[[OrderChoice], Reduction | Refusal]) -> Trials | None:
-        """The reductions to try where no theory says what the criterion asks."""
+    def _trials(
+        self,
+        weighting: Weighting,
+        attempt: Callable[[OrderChoice], Reduction | Refusal],
+        unstable: list[Refusal | None],
+    ) -> Trials | None:
+        """The reductions to try where no theory says what the criterion asks.
+
+        To `unstable` each one adds the refusal that asks for other Gramians, or None.
+        """
         criterion = self.settings.criterion
         if not (isinstance(criterion, Tolerance) and criterion.measures_error):
             return None
@@ -172,6 +186,7 @@ class LayerAnalysis:
         def tried(size: int) -> Trial | None:
             states = size * self.per_slot
             result = attempt(OrderChoice(states, size))
+            unstable.append(result if isinstance(result, Refusal) and result.unstable else None)
             if not isinstance(result, Reduction) or result.order >= self.slots:
                 return None
             return Trial(lambda: tails(values)[..., states], partial(self._within, result.system))
