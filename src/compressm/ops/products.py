@@ -14,8 +14,8 @@ _LARGE = 1 << 24  # multiplications from which on a product takes longer than ch
 def times(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """rows weight^T plus a bias (M,) for rows (P, K) and a weight (M, K).
 
-    torch.mm calls BLAS, which for these shapes reaches some two thirds of the speed of oneDNN's linear layer on
-    processors that are not Intel's. It has no derivative of its own and is for the insides of autograd functions.
+    torch.mm calls BLAS, which for these shapes was slower than oneDNN's linear layer on the AMD EPYC where both were
+    timed. It has no derivative of its own and is for the insides of autograd functions.
     """
     product = _one_dnn() if _suits(rows, weight) else None
     if product is not None:
