@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from _shape import TINY, Shape
+from _shape import TINY, TINY_WIDE, Shape
 
 from compressm.layers import ModelConfig, SequenceModel
 
@@ -129,10 +129,13 @@ def alternate(running: Mapping[str, Worker], rounds: int) -> dict[str, list[floa
 def peak_memory(kind: str, task: str, shape: Shape, arrays: Path, threads: int) -> tuple[float, float]:
     """Growth of the resident set in MB in a fresh process: at the peak of three warm runs, and of loading as well.
 
-    It is counted from after the imports and one run at a tiny size, which loads what any first run loads.
+    It is counted from after the imports and a run of a tiny narrow and of a tiny wide model, which load what any first
+    run loads.
     """
-    with arrays_of(TINY) as tiny, Worker(kind, threads) as worker:
-        worker.load(task, TINY, tiny)
+    with Worker(kind, threads) as worker:
+        for small in (TINY, TINY_WIDE):
+            with arrays_of(small) as tiny:
+                worker.load(task, small, tiny)
         worker.ask("baseline")
         worker.load(task, shape, arrays)
         loading = worker.ask("peak")["mb"]

@@ -45,3 +45,4 @@ SHAPES = {
     )
 }
 TINY = Shape("tiny", 2, 24, 4, 6)
+TINY_WIDE = Shape("tiny wide", 2, 24, 160, 6)

@@ -68,7 +68,7 @@ def test_weights_while_the_loss_is_still_finite(
     assert result.code == 2 and f"NaN or infinite at step {at}: training diverged" in one_line(result.err)
     assert steps_of(folder) == (["00"] if at == 10 else ["00", "10"])
     newest = RunFolder(folder).checkpoints()[-1]
-    assert set(read_structure(newest).orders.values()) == {16 if at == 10 else 11}
+    assert all(order == 16 if at == 10 else 8 < order < 14 for order in read_structure(newest).orders.values())
 
 
 def test_the_validation_metric(

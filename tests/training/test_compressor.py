@@ -292,7 +292,6 @@ def test_a_fraction_every_few_steps(make_run: RunFactory) -> None:
         ({"schedule": At((3,)), "settings": 3}, "name of a preset"),
         ({"schedule": At((3,)), "criteria": ["x"]}, "criteria"),
         ({"schedule": At((3,)), "calibration_steps": -1}, "calibration_steps"),
-        ({"schedule": Every(3), "guard": Guard(float, 0.1, True, 4)}, "3 steps apart"),
     ],
 )
 def test_contradicting_settings_are_refused(make_run: RunFactory, arguments: dict[str, Any], said: str) -> None:

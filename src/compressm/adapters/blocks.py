@@ -45,7 +45,9 @@ class Leap:
         self._reach = torch.view_as_real(reach).flatten(-2) if reach.is_complex() else reach
 
     def drive(self, u: Tensor) -> Tensor:
-        """(*h, T, batch, n): what real inputs (*h, T, batch, p, m) add."""
+        """(*h, T, batch, n): what inputs (*h, T, batch, p, m) add; by products of real numbers where they are real."""
+        if u.is_complex():
+            return self.drive(u.real) + 1j * self.drive(u.imag)
         driven = u.flatten(-2).flatten(-3, -2) @ self._reach
         driven = torch.view_as_complex(driven.unflatten(-1, (-1, 2))) if self._complex else driven
         return driven.unflatten(-2, u.shape[-4:-2])

@@ -203,7 +203,7 @@ def test_tied_layers_that_the_class_declares(kit: Any, build: Any, tmp_path: Pat
     again = run(tmp_path / "killed")
     again[0].train(resume_from_checkpoint=True)
     blocks = again[0].model.net.blocks
-    assert kit.orders(again[0].model) == [5, 5]
+    assert kit.orders(again[0].model) == kit.orders(whole[0].model) != [12, 12]
     assert all(getattr(blocks[0].ssm, name) is getattr(blocks[1].ssm, name) for name in names)
     assert kit.unequal(state(*whole), state(*again)) == []
 
@@ -221,9 +221,11 @@ def test_a_compiled_model_is_cut_and_trained_on(kit: Any, build: Any, tmp_path: 
         callback = compressed(trainer, **kit.cuts)
         trainer.train()
         assert callback.compressor is not None
-        runs.append((kit.orders(model), [event.step for event in callback.compressor.history], model.state_dict()))
+        x = torch.randn(4, 16, 2, generator=torch.Generator().manual_seed(0))
+        scores = model.eval().net(x).detach()  # not weights: phases of states are free
+        runs.append((kit.orders(model), [event.step for event in callback.compressor.history], scores))
     assert runs[0][:2] == runs[1][:2] == ([5, 5], [3, 7])
-    assert all(torch.allclose(v, runs[1][2][name], rtol=1e-3, atol=1e-4) for name, v in runs[0][2].items())
+    assert torch.allclose(runs[0][2], runs[1][2], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("steps", "said"), [(3, True), (10, False)])
