@@ -89,11 +89,12 @@ def analyze(
     model = uncompiled(model)
     layers = _layers(model, adapters)
 
-    def planned(layer: _Layer) -> LayerPlan:
-        analysis = _analysis(layer.ref, settings, calibration, budgets)
+    def planned(analysis: LayerAnalysis) -> LayerPlan:
         return plan_of(analysis, analysis.decide(reduce=False))
 
-    plans = side_by_side([partial(planned, layer) for layer in layers])
+    # Layers are run, to verify what was read, one after the other: they may share submodules.
+    analyses = [_analysis(layer.ref, settings, calibration, budgets) for layer in layers]
+    plans = side_by_side([partial(planned, analysis) for analysis in analyses])
     return ReductionPlan(tuple(plans), _unsupported(model, layers))
 
 
@@ -130,15 +131,15 @@ def compress_(
         require_kind("optimizer", item, Optimizer, wanted="a torch.optim.Optimizer, or a sequence of them")
     layers = _layers(model, adapters)
 
-    def prepared(layer: _Layer) -> _Cut:
+    def prepared(layer: _Layer, analysis: LayerAnalysis) -> _Cut:
         begun = time.perf_counter()
-        analysis = _analysis(layer.ref, settings, calibration, budgets)
         decision = analysis.decide(reduce=True)
         reduction = decision.reduction
         update = None if reduction is None else layer.ref.adapter.write(layer.ref.module, reduction)
         return _Cut(layer, analysis, decision, update, time.perf_counter() - begun)
 
-    cuts = side_by_side([partial(prepared, layer) for layer in layers])
+    analyses = [_analysis(layer.ref, settings, calibration, budgets) for layer in layers]
+    cuts = side_by_side([partial(prepared, *each) for each in zip(layers, analyses, strict=True)])
     _refuse_other_owners(model, cuts)
     items = [(r.label, r.module, c.update) for c in cuts if c.update is not None for r in c.layer.members()]
     followers = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import get_ident
 
 import pytest
 import torch
@@ -47,3 +48,15 @@ def test_one_model_and_its_captures_give_the_same_orders(kind: LayerKind) -> Non
     assert reports[0].changed and reports[0].orders() == reports[1].orders()
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_are_run_by_the_caller_alone() -> None:
+    """They may share submodules, whose mode is set while one of them is verified."""
+    torch.set_num_threads(2)
+    model = SequenceModel(ModelConfig(inputs=1, outputs=2, width=4, order=8, blocks=2))
+    seen: list[int] = []
+    for block in model.blocks:
+        block.ssm.register_forward_pre_hook(lambda *_: seen.append(get_ident()))
+    analyze(model)
+    compress_(model)
+    assert len(seen) >= 4 and set(seen) == {get_ident()}
