@@ -145,6 +145,11 @@ def peak_memory(kind: str, task: str, shape: Shape, arrays: Path, threads: int) 
     return running, max(loading, running)
 
 
+def ratio(mb: float, of: float) -> float:
+    """One growth of memory against another; NaN where the other is too small to be seen, as in a smoke run."""
+    return mb / of if of > 0 else float("nan")
+
+
 def milliseconds(times: Sequence[float]) -> dict[str, float]:
     """Median and least."""
     return {"median ms": 1e3 * statistics.median(times), "least ms": 1e3 * min(times)}

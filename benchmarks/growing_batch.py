@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from _race import Worker, alternate, arrays_of, peak_memory
+from _race import Worker, alternate, arrays_of, peak_memory, ratio
 from _report import RESULTS, table, write
 from _shape import TINY, Shape
 from _torch_contender import LIBRARY, WITHOUT_NUMBA
@@ -81,7 +81,7 @@ def measure(shape: Shape, orders: tuple[int, ...], kind: str, rounds: int, threa
             "model": name,
             "batch": shapes[name].batch,
             "peak MB": peaks[name],
-            "MB / uncut": peaks[name] / peaks["uncut"],
+            "MB / uncut": ratio(peaks[name], peaks["uncut"]),
             "median ms": 1e3 * statistics.median(times[name]),
             "cases / s": cases[name],
             "times uncut": cases[name] / cases["uncut"],

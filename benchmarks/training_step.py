@@ -29,7 +29,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from _race import Worker, alternate, arrays_of, compare, has_jax, milliseconds, peak_memory, workers
+from _race import Worker, alternate, arrays_of, compare, has_jax, milliseconds, peak_memory, ratio, workers
 from _report import RESULTS, table, write
 from _shape import SHAPES, TINY, Shape
 from _torch_contender import LIBRARY, SCAN, SGEMM, SGEMM_SIZE, WITHOUT_NUMBA
@@ -79,7 +79,8 @@ def measure(
 
 def _memory_cells(peaks: tuple[float, float] | None, librarys: float) -> dict[str, object]:
     running, loading = peaks or ("", "")
-    return {"peak MB": running, "with first run MB": loading, "MB / library's": peaks[0] / librarys if peaks else ""}
+    against = ratio(peaks[0], librarys) if peaks else ""
+    return {"peak MB": running, "with first run MB": loading, "MB / library's": against}
 
 
 def _fits(kind: str, shape: Shape) -> bool:

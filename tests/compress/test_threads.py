@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from compressm.adapters.calibration import Calibration
+from compressm.adapters.lru import LRUAdapter
 from compressm.compress import analyze, compress_
 from compressm.layers import LayerKind, ModelConfig, SequenceModel
 from compressm.training.presets import PRESETS
@@ -50,13 +51,17 @@ def test_one_model_and_its_captures_give_the_same_orders(kind: LayerKind) -> Non
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_layers_are_run_by_the_caller_alone() -> None:
+def test_layers_are_run_by_the_caller_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """They may share submodules, whose mode is set while one of them is verified."""
     torch.set_num_threads(2)
     model = SequenceModel(ModelConfig(inputs=1, outputs=2, width=4, order=8, blocks=2))
-    seen: list[int] = []
-    for block in model.blocks:
-        block.ssm.register_forward_pre_hook(lambda *_: seen.append(get_ident()))
+    seen, real = list[int](), LRUAdapter.response
+
+    def response(self: LRUAdapter, layer: torch.nn.Module, u: torch.Tensor) -> torch.Tensor:
+        seen.append(get_ident())
+        return real(self, layer, u)
+
+    monkeypatch.setattr(LRUAdapter, "response", response)
     analyze(model)
     compress_(model)
     assert len(seen) >= 4 and set(seen) == {get_ident()}
