@@ -150,8 +150,8 @@ def test_without_passes_the_gramians_are_white_and_that_is_said() -> None:
     done = decide(make())
     assert (done.reduction.controllability, done.reduction.observability) == (WHITE, WHITE)
     assert done.fallbacks == (
-        "data/loss Gramians: no inputs were captured",
-        "data/white Gramians: no inputs were captured",
+        "data/loss Gramians: no inputs were captured, or none without NaN and infinite values",
+        "data/white Gramians: no inputs were captured, or none without NaN and infinite values",
     )
 
 
@@ -169,7 +169,11 @@ def test_without_gradients_the_inputs_still_count() -> None:
     for gradients in ([], [(torch.zeros(2, 64, 4), None)]):
         done = decide(make(), Capture(coloured(0).inputs, gradients))
         assert (done.reduction.controllability, done.reduction.observability) == (DATA, WHITE)
-        wanted = "the gradients captured are all zero" if gradients else "no gradients were captured"
+        wanted = (
+            "the gradients captured are all zero"
+            if gradients
+            else "no gradients were captured, or none without NaN and infinite values"
+        )
         assert done.fallbacks == (f"data/loss Gramians: {wanted}",)
 
 

@@ -76,6 +76,7 @@ def test_one_sequence_is_not_enough(make: Any) -> None:
         layer(slow(1, 0)).square().sum().backward()
     report = compress_(layer, CompressionSettings(FixedOrder(3), reducer=FITTED), calibration=calibration).layers[0]
     assert report.order_after == 3 and report.fit_after is None
+    assert report.fallbacks == ("not fitted to the captured inputs",)
 
 
 def test_sequences_of_different_lengths_and_masks(make: Any) -> None:

@@ -76,28 +76,8 @@ class ViewedWeights(ComplexWeights):
 
 
 @dataclass(frozen=True)
-class PlainWeights(ComplexWeights):
-    """One complex tensor."""
-
-    name: str
-
-    @property
-    def names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The tensor."""
-        return (self.name,)
-
-    def value(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The tensor."""
-        return tensors[self.name].to(torch.complex128)
-
-    def tensors(self, value: Tensor) -> dict[str, Tensor]:
-        """The tensor."""
-        return {self.name: value.resolve_conj().clone()}
-
-
-@dataclass(frozen=True)
-class RealWeights(ComplexWeights):
-    """One real tensor, for weights without an imaginary part."""
+class OneTensor(ComplexWeights, ABC):
+    """Weights that are one tensor, real or complex."""
 
     name: str
 
@@ -109,6 +89,20 @@ class RealWeights(ComplexWeights):
     def value(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The tensor, as complex numbers."""
         return tensors[self.name].to(torch.complex128)
+
+
+@dataclass(frozen=True)
+class PlainWeights(OneTensor):
+    """One complex tensor."""
+
+    def tensors(self, value: Tensor) -> dict[str, Tensor]:
+        """The tensor."""
+        return {self.name: value.resolve_conj().clone()}
+
+
+@dataclass(frozen=True)
+class RealWeights(OneTensor):
+    """One real tensor, for weights without an imaginary part."""
 
     def tensors(self, value: Tensor) -> dict[str, Tensor]:
         """The real part."""

@@ -112,7 +112,7 @@ class LayerGramians:
         """Why there are no Gramians of the captured `what`."""
         extent = Extent.of(passes)
         if not passes:
-            return f"no {what} were captured"
+            return f"no {what} were captured, or none without NaN and infinite values"
         if extent.positions == 0:
             return f"the {what} captured have no time steps"
         if extent.shortest == 0:

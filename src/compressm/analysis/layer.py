@@ -135,7 +135,10 @@ class LayerAnalysis:
                     fallbacks.append(f"{result.order} stored states would be needed for {result.real_order}: no gain")
                     return Decision(values, weighting, None, None, tuple(fallbacks))
                 result, fitted = self._fitted(weighting, result)
-                return Decision(values, weighting, choice, result, (*fallbacks, *result.fallbacks), fitted=fitted)
+                fallbacks += result.fallbacks
+                if fitted is None and isinstance(self.reducer, BalancedTruncation) and self.reducer.refit:
+                    fallbacks.append("not fitted to the captured inputs")
+                return Decision(values, weighting, choice, result, tuple(fallbacks), fitted=fitted)
             fallbacks.append(f"{_describe(weighting)}: {result.reason}")
             first = first or Decision(values, weighting, None, None, ())
             if not result.unstable:
