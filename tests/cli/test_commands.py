@@ -98,6 +98,23 @@ def test_compress_by_default_writes_beside_the_run(command: Command, finished: P
     assert command("compress", finished, "--order", 2, "--discard", 0.1).code == 2
 
 
+def test_compress_fits_where_it_looks_at_data(command: Command, finished: Path, tmp_path: Path) -> None:
+    def compress(*options: object) -> tuple[dict[str, Any], str]:
+        target = tmp_path / "-".join(map(str, ("cut", *options)))
+        result = command("compress", finished, "--order", 3, "--out", target, *options)
+        assert result.code == 0
+        return read_structure(target).extra["compression"]["layers"][0], result.out
+
+    fitted, shown = compress()
+    assert fitted["fit_after"] < fitted["fit_before"]
+    gain = f"{100 * fitted['fit_before']:.2f} % → {100 * fitted['fit_after']:.2f} %"
+    assert gain in shown and "on captured sequences that the fit did not see" in " ".join(shown.split())
+    assert compress("--refit")[0]["fit_after"] == fitted["fit_after"]
+    for options in (["--no-refit"], ["--white"], ["--preset", "white"]):
+        plain, shown = compress(*options)
+        assert plain["fit_after"] is None and not plain["fallbacks"] and "fit " not in shown
+
+
 def test_eval_agrees_with_what_the_run_measured(command: Command, finished: Path) -> None:
     wanted = json.loads((finished / "results.json").read_text())["test"]["accuracy"]
     result = command("eval", finished)
@@ -139,6 +156,13 @@ def test_a_damaged_checkpoint_is_one_clear_message(command: Command, finished: P
         (["train", "--window", "1"], "wanted 2 values"),
         (["train", "--orders", "8,x"], "compression.orders is 'x'"),
         (["train", "--discard", "0.1", "--drop", "0.1"], "contradict"),
+        (["train", "--refit", "--preset", "white"], "preset 'white' takes classical Gramians, which look at none"),
+        (["train", "--refit", "--set", "compression.bound=0.1"], "refit and bound contradict each other"),
+        (["train", "--refit", "--set", "compression.calibration_steps=0"], "calibration_steps is 0: none are captured"),
+        (["train", "--set", "compression.refitt=true"], "Did you mean 'compression.refit'?"),
+        (["train", "--set", "compression.refit=1"], "compression.refit is 1; wanted true or false"),
+        (["compress", "x", "--order", "2", "--refit", "--white"], "--white looks at none; give one of them"),
+        (["compress", "x", "--order", "2", "--refit", "--preset", "paper"], "Use the preset 'default' or 'data'"),
         (["train", "--data", "missing.npz"], "missing.npz does not exist"),
         (["train", "--config", "missing.yaml"], "missing.yaml cannot be read"),
         (["train", "--resume", "missing"], "missing is not a run folder"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from compressm.cli.folder import RunFolder
 from compressm.cli.metrics import read_metrics, without_clock
@@ -101,6 +102,23 @@ def test_orders_are_reached_one_a_cut_and_tables_are_shown(command: Command, tin
         assert text in result.out
     assert f"Run folder {tmp_path / 'run'}" in result.err
     assert "Traceback" not in result.err
+
+
+def test_cuts_are_fitted_where_a_run_asks_for_it(command: Command, tiny: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    board = ["--set", "output.tensorboard=true", "--orders", "8,3"]
+    assert command("train", "-q", "--run", folder, *tiny, *board, "--refit").code == 0
+    assert yaml.safe_load((folder / "config.yaml").read_text())["compression"]["refit"] is True
+    report = (folder / "report.md").read_text()
+    layers = {r["step"]: r["report"]["layers"][0] for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "cut"}
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    fitted = {step: layer for step, layer in layers.items() if layer["fit_after"] is not None}
+    assert fitted and "on captured sequences that the fit did not see" in report
+    for layer in fitted.values():
+        assert f"{100 * layer['fit_before']:.2f} % → {100 * layer['fit_after']:.2f} %" in report
+    for name in ("fit_before", "fit_after"):
+        told = {e.step: e.value for e in events.Scalars(f"{name}/{layers[6]['name']}")}
+        assert told == pytest.approx({step: layer[name] for step, layer in fitted.items()}, rel=1e-6)
 
 
 def test_the_papers_preset_has_a_bound_and_no_cut_is_a_choice(

@@ -19,6 +19,9 @@ from compressm.reduction.criteria import ErrorBound, FixedOrder
 from compressm.reduction.reducers import BalancedTruncation
 from compressm.reduction.report import CompressionReport, LayerReport
 from compressm.settings import CompressionSettings
+from compressm.training import At, InTrainingCompressor
+from compressm.training.history import Cut
+from compressm.training.integrations.reporting import event_metrics
 
 FITTED = BalancedTruncation(refit=True)
 LAYERS = [LRU, DenseSSM, RotationSSM, S4D, S5]
@@ -54,8 +57,24 @@ def test_the_output_changes_less_on_other_inputs_too(kind: type[nn.Module]) -> N
     assert CompressionReport.from_dict(whole.to_dict()) == whole
 
 
+def test_gains_are_told_in_a_line_and_to_loggers() -> None:
+    (plain, _, _), (report, _, whole) = cut(LRU, False), cut(LRU, True)
+    assert report.fit_before is not None and report.fit_after is not None
+    gain = f"error on inputs left out of the fit {report.fit_before:.2%} -> {report.fit_after:.2%}"
+    assert str(whole) == str(report) and "LRU: order 12 -> 3, discarded " in str(report) and gain in str(report)
+    assert "fit" not in str(plain)
+    model = LRU(3, 12)
+    compressor = InTrainingCompressor(model, torch.optim.SGD(model.parameters(), 0.1), schedule=At((9,)))
+    told = event_metrics([Cut(9, whole)], compressor)
+    assert (told["compressm/fit_before/model"], told["compressm/fit_after/model"]) == (
+        report.fit_before,
+        report.fit_after,
+    )
+
+
 def test_what_was_promised_is_not_fitted(white: Any) -> None:
     report, _, _ = cut(LRU, True, criterion=ErrorBound(0.5))
+    assert "ErrorBound promises an error" in report.fallbacks[-1]
     assert report.fit_after is None and report.hinf_error is not None and report.hinf_error <= 0.5
     layer = LRU(3, 12, generator=torch.Generator().manual_seed(0))
     with Calibration(layer) as calibration:
@@ -76,7 +95,7 @@ def test_one_sequence_is_not_enough(make: Any) -> None:
         layer(slow(1, 0)).square().sum().backward()
     report = compress_(layer, CompressionSettings(FixedOrder(3), reducer=FITTED), calibration=calibration).layers[0]
     assert report.order_after == 3 and report.fit_after is None
-    assert report.fallbacks == ("not fitted to the captured inputs",)
+    assert report.fallbacks == ("not fitted to the captured inputs: only one sequence was captured",)
 
 
 def test_sequences_of_different_lengths_and_masks(make: Any) -> None:

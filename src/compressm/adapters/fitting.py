@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from compressm.adapters.calibration import Capture
 from compressm.linalg.statespace import StateSpace
-from compressm.reduction.fitting import Fitted, Samples, fit, least_positions
+from compressm.reduction.fitting import Fitted, NotFitted, Samples, fit, least_positions
 from compressm.reduction.result import Reduction
 
 _POSITIONS = 25_000  # looked at, at most,
@@ -19,23 +19,27 @@ _STATES = 600_000  # and so many numbers in the states of the reduced one
 _NOISE = 0.1  # added to the captured inputs, against their size
 
 
-def fitted_reduction(full: StateSpace, reduction: Reduction, capture: Capture) -> tuple[Reduction, Fitted | None]:
+def fitted_reduction(full: StateSpace, reduction: Reduction, capture: Capture) -> tuple[Reduction, Fitted | NotFitted]:
     """The reduction of the system `full` with poles and output weights fitted to what was captured (see `fit`).
 
     The newest sequences are taken, with some noise, every other one to fit and the rest to check. The reduction is
-    returned as it is where the fit changes nothing: fewer than two sequences were captured, say.
+    returned as it is, with the reason, where the fit changes nothing: fewer than two sequences were captured, say.
     """
     small = reduction.system
-    if reduction.keep is not None or small.output != "real" or not full.is_stable() or not small.is_stable():
-        return reduction, None
-    positions = _positions(full, small)
-    samples = _samples(full, capture, positions) if positions >= 2 * least_positions(small) else None
-    if samples is None:
-        return reduction, None
+    if small.output != "real":
+        return reduction, NotFitted("its output is complex")
+    if not full.is_stable() or not small.is_stable():
+        return reduction, NotFitted("it is not stable")
+    positions, needed = _positions(full, small), 2 * least_positions(small)
+    if positions < needed:
+        return reduction, NotFitted(f"{small.order} states need {needed} positions, more than can be looked at")
+    samples = _samples(full, capture, positions)
+    if isinstance(samples, NotFitted):
+        return reduction, samples
     limit = torch.maximum(full.spectral_radius(), small.spectral_radius()).clamp_max(1 - 2**-53)
     found = fit(small, samples[::2], samples[1::2], limit)
-    if found is None:
-        return reduction, None
+    if isinstance(found, NotFitted):
+        return reduction, found
     return replace(reduction, system=found.system, change=found.change), found
 
 
@@ -45,13 +49,13 @@ def _positions(full: StateSpace, small: StateSpace) -> int:
     return min(_POSITIONS, _FULL_WORK // (systems * weights), _STATES // (systems * max(1, small.order)))
 
 
-def _samples(full: StateSpace, capture: Capture, positions: int) -> Samples | None:
-    """The beginnings of the newest sequences, at least two, with the full system's output; None for fewer."""
+def _samples(full: StateSpace, capture: Capture, positions: int) -> Samples | NotFitted:
+    """The beginnings of the newest sequences, at least two, with the full system's output."""
     passes = [(u, mask) for u, mask in reversed(capture.inputs) if u.numel()]
     longest = max((u.shape[1] for u, _ in passes), default=0)
     length = min(longest, positions // 2)
     if length == 0:
-        return None
+        return NotFitted("no inputs were captured")
     wanted, inputs, masks = positions // length, list[Tensor](), list[Tensor]()
     for u, mask in passes:
         u = u[: max(wanted, 0), :length].detach().cpu().float()
@@ -62,11 +66,11 @@ def _samples(full: StateSpace, capture: Capture, positions: int) -> Samples | No
         wanted -= len(u)
     u, data = torch.cat(inputs), torch.cat(masks)
     if len(u) < 2:
-        return None
+        return NotFitted("only one sequence was captured")
     u = _shaken(u, data)
     y = _single(full).simulate(u)
     if not bool(torch.isfinite(y).all()):
-        return None
+        return NotFitted("its output on the captured inputs is not finite")
     return Samples(u, y.masked_fill(~data.unsqueeze(-1), 0), data)
 
 

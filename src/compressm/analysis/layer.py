@@ -23,7 +23,7 @@ from compressm.linalg.horizon import horizon_norms
 from compressm.linalg.norms import difference, hinf_estimate, hinf_norm
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import Budget, OrderChoice, Spectrum, Tolerance, tails
-from compressm.reduction.fitting import Fitted
+from compressm.reduction.fitting import Fitted, NotFitted
 from compressm.reduction.keeping import BalancedKeepSets, BalancedSelection, KeepSets, ModalKeepSets
 from compressm.reduction.reduce import reduce_dense, reduce_diagonal, require_feedthrough
 from compressm.reduction.reducers import BalancedTruncation, Reducer
@@ -136,8 +136,9 @@ class LayerAnalysis:
                     return Decision(values, weighting, None, None, tuple(fallbacks))
                 result, fitted = self._fitted(weighting, result)
                 fallbacks += result.fallbacks
-                if fitted is None and isinstance(self.reducer, BalancedTruncation) and self.reducer.refit:
-                    fallbacks.append("not fitted to the captured inputs")
+                if isinstance(fitted, NotFitted):
+                    fallbacks.append(f"not fitted to the captured inputs: {fitted.reason}")
+                    fitted = None
                 return Decision(values, weighting, choice, result, tuple(fallbacks), fitted=fitted)
             fallbacks.append(f"{_describe(weighting)}: {result.reason}")
             first = first or Decision(values, weighting, None, None, ())
@@ -159,14 +160,19 @@ class LayerAnalysis:
         method = reduce_dense if self.ref.adapter.form is Form.DENSE else reduce_diagonal
         return method(self.system, weighting, choice, reducer, self.settings.limits)
 
-    def _fitted(self, weighting: Weighting, reduction: Reduction) -> tuple[Reduction, Fitted | None]:
+    def _fitted(self, weighting: Weighting, reduction: Reduction) -> tuple[Reduction, Fitted | NotFitted | None]:
         """The reduction fitted to the captured inputs, where the reducer asks for it and nothing else was promised."""
-        wanted = isinstance(self.reducer, BalancedTruncation) and self.reducer.refit and self.reducer.has_bound
-        criterion, form = self.settings.criterion, self.ref.adapter.form
-        promised = isinstance(criterion, Tolerance) and criterion.measures_error
-        stored = form in (Form.DIAGONAL, Form.DENSE)
-        if promised or not (wanted and stored) or weighting.controllability is not GramianSource.DATA:
+        if not (isinstance(self.reducer, BalancedTruncation) and self.reducer.refit):
             return reduction, None
+        criterion = self.settings.criterion
+        if isinstance(criterion, Tolerance) and criterion.measures_error:
+            return reduction, NotFitted(f"{type(criterion).__name__} promises an error, which a fit would change")
+        if not self.reducer.has_bound:
+            return reduction, NotFitted(f"{self.reducer.keep} is for comparison")
+        if self.ref.adapter.form is Form.SHARED:
+            return reduction, NotFitted("one similarity is stored for all its systems")
+        if weighting.controllability is not GramianSource.DATA:
+            return reduction, NotFitted("its Gramians are not weighted by its inputs")
         return fitted_reduction(self.system, reduction, self.capture)
 
     def _trials(

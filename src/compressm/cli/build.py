@@ -99,6 +99,7 @@ def build_compressor(
 
 def build_settings(options: CompressionConfig, chosen: Preset) -> CompressionSettings:
     """The preset's settings, with what the options give in their place."""
+    chosen = chosen.refitted() if options.refit else chosen
     criterion = chosen.settings.criterion
     if options.bound is not None:
         criterion = ErrorBound(options.bound)

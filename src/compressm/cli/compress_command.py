@@ -20,6 +20,14 @@ def compress(
     ] = None,
     preset: Annotated[str, typer.Option(help="Kind of balancing: default, data, white or paper.")] = "default",
     white: Annotated[bool, typer.Option("--white", help="Classical Gramians: use no data.")] = False,
+    refit: Annotated[
+        bool | None,
+        typer.Option(
+            "--refit/--no-refit",
+            help="Fit each layer to the inputs seen; done where data are used.",
+            show_default=False,
+        ),
+    ] = None,
     batches: Annotated[int, typer.Option(help="Training batches that the Gramians are measured on.", min=1)] = 2,
     data: Annotated[Path | None, typer.Option(help="Other data than the run's: a .npz file.")] = None,
     out: Annotated[Path | None, typer.Option(help="The new checkpoint; default beside the old one.")] = None,
@@ -44,7 +52,11 @@ def compress(
         raise ConfigError("Give either --discard (such as 0.05) or --order (such as 16).")
     if discard is not None:
         require_fraction("--discard", discard)
+    if white and refit:
+        raise ConfigError("--refit fits the layers to their inputs, and --white looks at none; give one of them.")
     chosen = without_data(named_preset(preset)) if white else named_preset(preset)
+    if needs_data(chosen) if refit is None else refit:
+        chosen = chosen.refitted()
     settings = chosen.discarding(discard) if discard is not None else chosen.settings
     if order is not None:
         settings = replace(settings, criterion=FixedOrder(order))

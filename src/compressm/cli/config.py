@@ -14,6 +14,7 @@ from compressm.reduction.criteria import Reference
 from compressm.settings import Unstable
 from compressm.surgery.policy import StatePolicy
 from compressm.training.growing import RateRule
+from compressm.training.presets import preset
 
 
 class OptimizerKind(Enum):
@@ -144,7 +145,8 @@ class CompressionConfig:
     or `at` the given steps. How far: by `discard` (fraction of the sum of Hankel singular values), or the k-th cut to
     the k-th of `orders`, or a fraction `drop` of the states at each cut, or as far as the `bound` on the H-infinity
     error allows. `reference`, `multiple`, `floor`, `minimum_gain`, `optimizer_policy` and `unstable` are those of
-    `CompressionSettings`; `calibration_steps` before a cut are captured. `guard` takes a cut back where the
+    `CompressionSettings`; `calibration_steps` before a cut are captured. `refit` fits each cut layer to the inputs that
+    were captured. `guard` takes a cut back where the
     validation metric is worse by more than this after `guard_probe` steps, or right before the next cut.
     """
 
@@ -165,6 +167,7 @@ class CompressionConfig:
     optimizer_policy: StatePolicy | None = None
     unstable: Unstable | None = None
     calibration_steps: int = 2
+    refit: bool = False
     guard: float | None = None
     guard_probe: int = 50
 
@@ -197,6 +200,21 @@ class CompressionConfig:
                 _at_least(f"compression.{name}", getattr(self, name), least)
         if self.orders is not None:
             self._check_orders(self.orders)
+        if self.refit:
+            self._check_refit()
+
+    def _check_refit(self) -> None:
+        preset(self.preset.value).refitted()
+        if self.bound is not None:
+            raise ConfigError(
+                "compression: refit and bound contradict each other: a layer that is fitted to its inputs keeps to no "
+                "bound. Give one of them."
+            )
+        if self.calibration_steps == 0:
+            raise ConfigError(
+                "compression.refit fits a cut to captured inputs, but compression.calibration_steps is 0: none are "
+                "captured. Capture 1 step or more, or leave refit out."
+            )
 
     def _check_orders(self, orders: tuple[int, ...]) -> None:
         if not orders:

@@ -35,6 +35,7 @@ SETTINGS = {
     "every": "compression.every",
     "orders": "compression.orders",
     "drop": "compression.drop",
+    "refit": "compression.refit",
     "guard": "compression.guard",
     "guard_probe": "compression.guard_probe",
     "checkpoint_every": "output.checkpoint_every",

@@ -103,6 +103,10 @@ class Recorder(LoopObserver):
         if isinstance(event, Cut):
             after = impulse_responses(self._model, self._length)
             save_pairs(self._folder.response_file(step), pair_up(self._responses, after))
+            fitted = [layer for layer in event.report.layers if layer.fit_before is not None]
+            for moment in ("before", "after"):
+                name = f"fit_{moment}"
+                self._scalars(step, {f"{name}/{layer.name}": getattr(layer, name) for layer in fitted})
         if self._compressor is not None:
             self._scalars(step, {f"order/{name}": float(order) for name, order in self._compressor.orders().items()})
 

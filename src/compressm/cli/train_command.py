@@ -81,6 +81,9 @@ def train(
         str | None, _option("The k-th cut goes to the k-th of these orders: 118,55,26,12.", _Cuts)
     ] = None,
     drop: Annotated[float | None, _option("Drop this fraction of the states at each cut.", _Cuts)] = None,
+    refit: Annotated[
+        bool | None, _option("Fit each layer to the inputs captured before its cut.", _Cuts, "--refit/--no-refit")
+    ] = None,
     guard: Annotated[
         float | None, _option("Take a cut back if the validation metric gets worse by more than this.", _Cuts)
     ] = None,

@@ -47,27 +47,34 @@ class Fitted:
     after: float
 
 
+@dataclass(frozen=True)
+class NotFitted:
+    """Why a fit that was asked for changed nothing."""
+
+    reason: str
+
+
 def least_positions(small: StateSpace) -> int:
     """How many positions of data a fit of `small` needs at least."""
     return _LEAST_POSITIONS * small.order * (2 if small.is_complex else 1)
 
 
-def fit(small: StateSpace, fitting: Samples, checking: Samples, limit: Tensor) -> Fitted | None:
+def fit(small: StateSpace, fitting: Samples, checking: Samples, limit: Tensor) -> Fitted | NotFitted:
     """Minimise sum |y_k - y_r,k|^2 over C and, for diagonal complex states, over the poles; B and D stay.
 
     For given poles the best C is a linear least squares problem. With it put in, the poles follow by Gauss-Newton steps
     with damping (variable projection: Golub and Pereyra 1973, in the form of Kaufman 1975), in the logarithm of the
     decay rate and the angle, so that they stay inside the circle of radius `limit` `(*h,)`. States that are idle
     (c = 0) stay idle. Each system of a bank is fitted for itself, and keeps what it had unless the fit, rounded to
-    single precision, lowers the error on `checking` too. None where no system is changed: the samples are too few, the
-    error is round-off, or it cannot be lowered.
+    single precision, lowers the error on `checking` too. NotFitted where no system is changed: the samples are too few,
+    the error is round-off, or it cannot be lowered.
     """
     if small.output != "real" or small.order == 0:
-        return None
+        return NotFitted("its output is complex, or no state is left")
     bank = small.with_batch(small.batch_shape.numel())
     problem = _Problem(bank, fitting)
     if problem.positions < least_positions(small):
-        return None
+        return NotFitted(f"{problem.positions} positions to fit to; {least_positions(small)} are needed")
     best = problem.best(problem.log_a)
     if best.log_a is not None:
         best = _move_poles(problem, best, limit.reshape(-1))
@@ -75,7 +82,7 @@ def fit(small: StateSpace, fitting: Samples, checking: Samples, limit: Tensor) -
     before, after = check.squares(check.log_a, check.weights), check.squares(*_as_stored(best))
     better = (after < before) & (before > _ROUNDING * check.target.square().sum((-1, -2)))
     if not bool(better.any()):
-        return None
+        return NotFitted("no fit lowers the error on the sequences that are left out")
     weights = torch.where(better[:, None, None], best.weights, problem.weights)
     a = bank.a
     if best.log_a is not None:

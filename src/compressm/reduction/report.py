@@ -147,6 +147,17 @@ class LayerReport:
         """Whether the layer was cut."""
         return self.order_after != self.order_before
 
+    def __str__(self) -> str:
+        """One line: orders, what it cost, what a fit gained, and what could not be done."""
+        parts = [f"{self.name or self.layer}: order {self.order_before} -> {self.order_after}"]
+        if self.changed:
+            parts.append(f"discarded {self.discarded:.2%} of the Hankel singular values")
+        if self.output_change is not None:
+            parts.append(f"output changed by {self.output_change:.2%}")
+        if self.fit_before is not None and self.fit_after is not None:
+            parts.append(f"error on inputs left out of the fit {self.fit_before:.2%} -> {self.fit_after:.2%}")
+        return ", ".join(parts) + "".join(f"; {text}" for text in self.fallbacks)
+
 
 @dataclass(frozen=True)
 class CompressionReport:
@@ -161,6 +172,10 @@ class CompressionReport:
     def changed(self) -> bool:
         """Whether any layer was cut."""
         return any(layer.changed for layer in self.layers)
+
+    def __str__(self) -> str:
+        """One line for each layer."""
+        return "\n".join(map(str, self.layers)) or "no layer was considered"
 
     def orders(self) -> dict[str, int]:
         """The order of each layer after the cut."""

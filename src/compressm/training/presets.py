@@ -13,6 +13,7 @@ from types import MappingProxyType
 from compressm.checks import require_integer, require_kind
 from compressm.errors import ConfigError
 from compressm.reduction.criteria import HankelEnergy, Reference
+from compressm.reduction.reducers import BalancedTruncation
 from compressm.reduction.result import GramianSource
 from compressm.settings import Balancing, CompressionSettings
 from compressm.surgery.policy import StatePolicy
@@ -31,6 +32,19 @@ class Preset:
     def discarding(self, discard: float) -> CompressionSettings:
         """The settings with another tolerance: the fraction of the sum of the Hankel singular values to discard."""
         return replace(self.settings, criterion=HankelEnergy(discard, Reference.CURRENT))
+
+    def refitted(self) -> Preset:
+        """The preset with cuts that are fitted to the layers' own inputs (see `compressm.reduction.fitting`).
+
+        Raises ConfigError where its Gramians are not weighted by these inputs.
+        """
+        if self.settings.controllability is not GramianSource.DATA:
+            weighted = [p.name for p in PRESETS.values() if p.settings.controllability is GramianSource.DATA]
+            raise ConfigError(
+                f"A cut is fitted to the layers' own inputs, and the preset {self.name!r} takes classical Gramians, "
+                f"which look at none. Use the preset {' or '.join(map(repr, weighted))}, or leave refit out."
+            )
+        return replace(self, settings=replace(self.settings, reducer=BalancedTruncation(refit=True)))
 
 
 def paper_schedule(total_steps: int) -> Window:

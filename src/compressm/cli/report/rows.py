@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from compressm.cli.objective import Objective
 from compressm.cli.report.summary import CutSummary, LayerCut, RunSummary
+from compressm.reduction.report import LayerReport
+
+_FIT = (
+    "Fit: relative error of the layer's output on captured sequences that the fit did not see, by balancing alone → "
+    "after the fit to the captured inputs."
+)
 
 
 @dataclass(frozen=True)
@@ -85,9 +92,25 @@ def cuts_table(summary: RunSummary, objective: Objective) -> Table:
         for text in layer.fallbacks
     ]
     note = " ".join([note, *taken, *notes]) if rows else "No cut was made."
-    bounded = any(layer.bound is not None for cut in summary.cuts for layer in cut.layers)
+    layers = [layer for cut in summary.cuts for layer in cut.layers]
+    bounded = any(layer.bound is not None for layer in layers)
     least = ("discarded", "H2 error", "H∞ error") if bounded else ("bound", "discarded", "H2 error")
-    return Table("Cuts", columns, tuple(rows), note, least)
+    return with_fits(Table("Cuts", columns, tuple(rows), note, least), layers)
+
+
+def with_fits(table: Table, layers: Sequence[LayerCut | LayerReport]) -> Table:
+    """The table, whose rows are these layers, with what fits to captured inputs gained, where there is one."""
+    if all(layer.fit_after is None for layer in layers):
+        return table
+    rows = tuple((*row, _gain(layer)) for row, layer in zip(table.rows, layers, strict=True))
+    note = "\n".join(filter(None, (table.note, _FIT)))
+    return replace(table, columns=(*table.columns, "fit"), rows=rows, note=note)
+
+
+def _gain(layer: LayerCut | LayerReport) -> str:
+    if layer.fit_after is None:
+        return "-"
+    return f"{percent(layer.fit_before)} → {percent(layer.fit_after)}"
 
 
 def _cut_row(cut: CutSummary, layer: LayerCut, objective: Objective, *, first: bool) -> tuple[str, ...]:

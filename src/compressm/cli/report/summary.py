@@ -29,6 +29,8 @@ class LayerCut:
     spectrum: list[float]
     channels: list[list[float]]
     fallbacks: tuple[str, ...] = ()
+    fit_before: float | None = None
+    fit_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ def _layer(layer: Record) -> LayerCut:
         layer.get("hankel_singular_values") or [],
         (layer.get("bank") or {}).get("values") or [],
         tuple(layer.get("fallbacks") or ()),
+        layer.get("fit_before"),
+        layer.get("fit_after"),
     )
 
 

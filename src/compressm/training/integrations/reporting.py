@@ -29,8 +29,8 @@ def event_metrics(events: Iterable[Event], compressor: InTrainingCompressor) -> 
 
     The orders of all layers, and the median seconds of a step at the size before; after a cut for each layer the
     discarded part of the sum of its Hankel singular values and the relative change of its output where inputs were
-    captured, and the seconds the cut took; after a roll-back the metric before the cut and when it was judged;
-    `skipped` after a cut that could not be made.
+    captured, where the layer was fitted its error before and after that, and the seconds the cut took; after a
+    roll-back the metric before the cut and when it was judged; `skipped` after a cut that could not be made.
     """
     metrics: dict[str, float] = {}
     for event in events:
@@ -44,6 +44,9 @@ def event_metrics(events: Iterable[Event], compressor: InTrainingCompressor) -> 
                 metrics[_name("discarded", layer.name)] = layer.discarded
                 if layer.output_change is not None:
                     metrics[_name("output_change", layer.name)] = layer.output_change
+                if layer.fit_before is not None and layer.fit_after is not None:
+                    metrics[_name("fit_before", layer.name)] = layer.fit_before
+                    metrics[_name("fit_after", layer.name)] = layer.fit_after
         elif isinstance(event, RolledBack):
             metrics |= {_name("rolled_back_from"): event.before, _name("rolled_back_at"): event.after}
         elif isinstance(event, Skipped):
