@@ -5,8 +5,9 @@
 
 Calls of all kinds alternate, ten of each at a time and the first of each not counted, so that a busy machine slows
 all, and each finds in the caches what its own calls left there. The ordinary step has each formula in its own words,
-as one would write it. "Products alone" are the streamer's matrix-vector products on the same matrices, one after the
-other; "one product" is a single one with as many weights as the model.
+as one would write it. A streamer is measured with compiled kernels, where numba is installed, and without. "Products
+alone" are the streamer's matrix-vector products on the same matrices, one after the other; "one product" is a single
+one with as many weights as the model.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch.nn import functional
 
 from compressm.layers import ModelConfig, SequenceModel, Streamer, Task
 from compressm.layers.streaming.program import prepare
+from compressm.ops import kernels_run, use_kernels
 
 # H, N, blocks, calls of each kind
 SHAPES = [(8, 256, 1, 2000), (128, 256, 6, 2000), (128, 32, 6, 2000), (512, 384, 6, 500)]
@@ -70,13 +72,35 @@ def trained(width: int, order: int, blocks: int) -> SequenceModel:
 def products_alone(model: SequenceModel) -> Callable[[], None]:
     """The matrix-vector products of a streamer's step, on the same matrices in the same order, and nothing else."""
     program = prepare(model, batch=1)
-    calls = [c for c in (*program.calls, *program.head) if getattr(c, "func", None) in (np.dot, np.add)]
+    calls = [c for call in (*program.calls, *program.head) for c in _products(call)]
 
     def call() -> None:
         for product in calls:
             product()
 
     return call
+
+
+def _products(call: Callable[[], object]) -> list[Callable[[], object]]:
+    """What of a call of a program is a matrix-vector product."""
+    if kernels_run():
+        from compressm.ops.kernels.tape import Tape
+
+        if isinstance(call, Tape):
+            return [Tape([i for i in call.instructions if i.multiplies])]
+    return [call] if getattr(call, "func", None) in (np.dot, np.add) else []
+
+
+def without_kernels(model: SequenceModel) -> dict[str, Callable[[], object]]:
+    """A streamer in plain PyTorch and NumPy, and its products."""
+    before = use_kernels(False)
+    streamer, x = Streamer(model), torch.randn(1, 1)
+    kinds = {
+        "Streamer.step, no kernels": lambda: streamer.step(x),
+        "its products alone, no kernels": products_alone(model),
+    }
+    use_kernels(before)
+    return kinds
 
 
 def one_product(model: SequenceModel) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -108,6 +132,7 @@ def measure(width: int, order: int, blocks: int, calls: int) -> list[dict[str, o
         "model.step": library,
         "Streamer.step": lambda: streamer.step(x),
         "its products alone": products_alone(model),
+        **(without_kernels(model) if kernels_run() else {}),
         "one product, NumPy": by_numpy,
         "one product, PyTorch": by_torch,
     }
@@ -128,6 +153,7 @@ def measure(width: int, order: int, blocks: int, calls: int) -> list[dict[str, o
             "median us": medians[kind],
             "p99 us": sorted(values)[int(0.99 * len(values))] / 1e3,
             "median / Streamer.step": medians[kind] / medians["Streamer.step"],
+            "median / one product, NumPy": medians[kind] / medians["one product, NumPy"],
         }
         for kind, values in times.items()
     ]
@@ -145,19 +171,23 @@ def check_agreement(plain: PlainStep, streamer: Streamer) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="tiny shapes; results are printed, not kept")
+    parser.add_argument("--width", type=int, help="only the shapes of this H; results are printed, not kept")
     parser.add_argument("--threads", type=int, help="number of PyTorch's threads (its default otherwise)")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     blas = os.environ.get("OPENBLAS_NUM_THREADS", "by default")
     measured: dict[str, list[dict[str, object]]] = {}
-    for width, order, blocks, calls in SMOKE_SHAPES if options.smoke else SHAPES:
+    shapes = [s for s in (SMOKE_SHAPES if options.smoke else SHAPES) if options.width in (None, s[0])]
+    for width, order, blocks, calls in shapes:
         heading = f"One step: H {width}, N {order}, blocks {blocks}, batch 1, float32 (NumPy's threads: {blas})"
         measured[heading] = measure(width, order, blocks, calls)
         print(f"{heading}\n{table(measured[heading])}\n")
     with tempfile.TemporaryDirectory() as scratch:
         name = f"streaming_threads_{torch.get_num_threads()}"
-        path = write(name, "Streaming inference", measured, Path(scratch) if options.smoke else RESULTS)
+        path = write(
+            name, "Streaming inference", measured, Path(scratch) if options.smoke or options.width else RESULTS
+        )
         print(f"written: {path.name}")
 
 

@@ -9,17 +9,10 @@ import torch
 from torch import Tensor
 
 from compressm.layers.base import SequenceLayer
-from compressm.layers.streaming.vectors import Call, Tables, Vectors, product
+from compressm.layers.streaming.script import Script
+from compressm.layers.streaming.vectors import Vectors
 from compressm.layers.systems import DenseBank, DenseSystem, DiagonalBank, DiagonalSystem, LinearSystem
 from compressm.ops.precision import precise
-
-
-@dataclass(frozen=True)
-class Recurrence:
-    """The operations of one step, in order, and the memory of the state, in the shape that the layer gives it."""
-
-    calls: list[Call]
-    state: Tensor
 
 
 @dataclass(frozen=True)
@@ -31,23 +24,24 @@ class Around:
     gain: float
 
 
-def system_recurrence(
-    system: LinearSystem, around: Around, source: Vectors, target: Tensor, tables: Tables
-) -> Recurrence:
-    """From source (batch, H) to target (batch, H), with what surrounds the system folded into its matrices."""
+def write_system(system: LinearSystem, around: Around, source: Vectors, target: Tensor, script: Script) -> Tensor:
+    """From source (batch, H) to target (batch, H), with what surrounds the system folded into its matrices.
+
+    Returns the memory of the state, in the shape that the layer gives it.
+    """
     match system:
         case DiagonalSystem():
-            return _diagonal(system, around, source, target, tables)
+            return _diagonal(system, around, source, target, script)
         case DenseSystem():
-            return _dense(system, around, source, target, tables)
+            return _dense(system, around, source, target, script)
         case DiagonalBank():
-            return _diagonal_bank(system, around, source, target)
+            return _diagonal_bank(system, around, source, target, script)
         case DenseBank():
-            return _dense_bank(system, around, source, target, tables)
+            return _dense_bank(system, around, source, target, script)
 
 
-def step_recurrence(layer: SequenceLayer, gain: float, source: Vectors, target: Tensor) -> Recurrence:
-    """`gain` times what the layer's own `step` gives."""
+def write_step(layer: SequenceLayer, gain: float, source: Vectors, target: Tensor, script: Script) -> Tensor:
+    """`gain` times what the layer's own `step` gives; returns the state's memory."""
     state = layer.initial_state(target.shape[0])
 
     def call() -> None:
@@ -55,10 +49,11 @@ def step_recurrence(layer: SequenceLayer, gain: float, source: Vectors, target: 
         state.copy_(after)
         torch.mul(y, gain, out=target)
 
-    return Recurrence([call], state)
+    script.call(call)
+    return state
 
 
-def _diagonal(system: DiagonalSystem, around: Around, source: Vectors, target: Tensor, tables: Tables) -> Recurrence:
+def _diagonal(system: DiagonalSystem, around: Around, source: Vectors, target: Tensor, script: Script) -> Tensor:
     batch, order = target.shape[0], system.nu.shape[0]
     states = Vectors(batch, 2 * order, target)
     drive = target.new_zeros(batch, 2 * order)
@@ -66,35 +61,28 @@ def _diagonal(system: DiagonalSystem, around: Around, source: Vectors, target: T
     b = torch.stack([precise(system.b_re), precise(system.b_im)], 1).flatten(0, 1)  # (2 N, H): the order of the states
     c = torch.stack([precise(system.c_re), -precise(system.c_im)], 2).flatten(1, 2)
     scale, shift, d = precise(around.scale), precise(around.shift), precise(system.d)
-    through = (around.gain * d * scale).to(target)
-    state = states.values.unflatten(1, (order, 2))
-    moving, driving = torch.view_as_complex(state), torch.view_as_complex(drive.unflatten(1, (order, 2)))
-    calls: list[Call] = [
-        *product(b * scale, b @ shift.expand(b.shape[1]), source, drive, tables),
-        partial(torch.addcmul, driving, pole, moving, out=moving),
-        *product(around.gain * c, around.gain * d * shift, states, target, tables),
-        partial(target.addcmul_, through, source.values),
-    ]
-    return Recurrence(calls, state)
+    script.product(b * scale, b @ shift.expand(b.shape[1]), source, drive)
+    script.advance(pole, drive, states.values)
+    script.product(around.gain * c, around.gain * d * shift, states, target)
+    script.add_product((around.gain * d * scale).to(target), source.values, target)
+    return states.values.unflatten(1, (order, 2))
 
 
-def _dense(system: DenseSystem, around: Around, source: Vectors, target: Tensor, tables: Tables) -> Recurrence:
+def _dense(system: DenseSystem, around: Around, source: Vectors, target: Tensor, script: Script) -> Tensor:
     batch, order, width = target.shape[0], system.a.shape[0], target.shape[1]
     inputs = Vectors(batch, order + width, target)  # the state, then the input
     state, u = inputs.values.split([order, width], 1)
     after = target.new_zeros(batch, order)
     scale, shift = precise(around.scale), precise(around.shift).expand(width)
     a, b, c, d = (precise(matrix) for matrix in (system.a, system.b, system.c, system.d))
-    calls: list[Call] = [
-        partial(u.copy_, source.values),
-        *product(torch.cat([a, b * scale], 1), b @ shift, inputs, after, tables),
-        partial(state.copy_, after),
-        *product(around.gain * torch.cat([c, d * scale], 1), around.gain * (d @ shift), inputs, target, tables),
-    ]
-    return Recurrence(calls, state)
+    script.copy(source.values, u)
+    script.product(torch.cat([a, b * scale], 1), b @ shift, inputs, after)
+    script.copy(after, state)
+    script.product(around.gain * torch.cat([c, d * scale], 1), around.gain * (d @ shift), inputs, target)
+    return state
 
 
-def _diagonal_bank(system: DiagonalBank, around: Around, source: Vectors, target: Tensor) -> Recurrence:
+def _diagonal_bank(system: DiagonalBank, around: Around, source: Vectors, target: Tensor, script: Script) -> Tensor:
     (batch, width), order = target.shape, system.nu.shape[1]
     memory = target.new_zeros(batch, width, order + 1, 2)  # each channel's states, then its input
     state, u = memory[:, :, :order], memory[:, :, order, 0]
@@ -105,35 +93,31 @@ def _diagonal_bank(system: DiagonalBank, around: Around, source: Vectors, target
     through = torch.stack([precise(system.d), torch.zeros_like(precise(system.d))], 1)
     weights = (around.gain * torch.cat([read, through[:, None]], 1)).to(target)
     products = torch.empty_like(memory)
-    calls: list[Call] = [
-        partial(torch.addcmul, shift, scale, source.values, out=u),
-        partial(torch.addcmul, driving, pole, moving, out=moving),
-        partial(torch.mul, memory, weights, out=products),
-        partial(torch.sum, products.flatten(2), -1, out=target),
-    ]
-    return Recurrence(calls, state)
+    script.call(partial(torch.addcmul, shift, scale, source.values, out=u))
+    script.call(partial(torch.addcmul, driving, pole, moving, out=moving))
+    script.call(partial(torch.mul, memory, weights, out=products))
+    script.call(partial(torch.sum, products.flatten(2), -1, out=target))
+    return state
 
 
-def _dense_bank(system: DenseBank, around: Around, source: Vectors, target: Tensor, tables: Tables) -> Recurrence:
+def _dense_bank(system: DenseBank, around: Around, source: Vectors, target: Tensor, script: Script) -> Tensor:
     (batch, width), order = target.shape, system.a.shape[1]
     dtype = target.dtype.to_complex() if system.a.is_complex() else target.dtype
     memory = target.new_zeros(width, order + 1, batch, dtype=dtype)  # each channel's states, then its input
     parts = torch.view_as_real(memory) if memory.is_complex() else memory.unsqueeze(-1)
     state, u = memory[:, :order], parts[:, order, :, 0].mT
     after = torch.empty_like(state)
-    moved = tables.hold(torch.cat([system.a, system.b.unsqueeze(-1)], 2).to(dtype))
+    moved = script.tables.hold(torch.cat([system.a, system.b.unsqueeze(-1)], 2).to(dtype))
     read = torch.stack([system.c.real, -system.c.imag], 2) if memory.is_complex() else system.c.unsqueeze(-1)
     through = torch.zeros_like(read[:, :1])
     through[:, 0, 0] = system.d
     weights = (around.gain * torch.cat([read, through], 1)).to(target).unsqueeze(2)
     products = torch.empty_like(parts)
     scale, shift = around.scale.to(target), around.shift.to(target)
-    calls: list[Call] = [
-        partial(torch.addcmul, shift, scale, source.values, out=u),
-        partial(torch.bmm, moved, memory, out=after),
-        partial(state.copy_, after),
-        partial(torch.mul, parts, weights, out=products),
-        partial(torch.sum, products, (1, 3), out=target.mT),
-    ]
+    script.call(partial(torch.addcmul, shift, scale, source.values, out=u))
+    script.call(partial(torch.bmm, moved, memory, out=after))
+    script.call(partial(state.copy_, after))
+    script.call(partial(torch.mul, parts, weights, out=products))
+    script.call(partial(torch.sum, products, (1, 3), out=target.mT))
     states = state.permute(2, 0, 1)
-    return Recurrence(calls, torch.view_as_real(states) if states.is_complex() else states)
+    return torch.view_as_real(states) if states.is_complex() else states
