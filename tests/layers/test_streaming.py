@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from compressm.layers import (
     Task,
 )
 from compressm.layers.base import SequenceLayer
+from compressm.layers.streaming.program import prepare
+from compressm.ops import kernels_run, use_kernels
 
 SMALL: dict[str, Any] = {"inputs": 2, "outputs": 3, "width": 6, "order": 8, "blocks": 2}
 KINDS = [
@@ -108,6 +111,44 @@ def test_a_layer_without_a_system_runs_by_its_own_step(norm, batch) -> None:
     assert error(Streamer(model.eval(), batch), model, sequences(model, batch, 40)) <= 1e-12
 
 
+@pytest.fixture
+def without_kernels() -> Iterator[None]:
+    before = use_kernels(False)
+    yield
+    use_kernels(before)
+
+
+@pytest.mark.usefixtures("without_kernels")
+@pytest.mark.parametrize("settings", KINDS)
+def test_it_agrees_with_forward_without_kernels(settings) -> None:
+    model = build(**settings)
+    assert error(Streamer(model), model, sequences(model, 1, 60)) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("layer", [LayerKind.LRU, LayerKind.DENSE])
+def test_a_step_is_one_compiled_call(layer) -> None:
+    if not kernels_run():
+        pytest.skip("numba is not installed")
+    program = prepare(build(layer=layer, task=Task.SEQUENCE), batch=1)
+    assert len(program.calls) == 1
+    assert len(program.head) == 1
+
+
+def test_a_streamer_keeps_what_it_was_prepared_with() -> None:
+    """Wanting kernels or not afterwards changes nothing until `refresh`."""
+    model = build(task=Task.SEQUENCE)
+    x = sequences(model, 1, 20)
+    one, two = Streamer(model), Streamer(model)
+    before = use_kernels(False)
+    try:
+        assert all(torch.equal(one.step(x[:, k]), two.step(x[:, k])) for k in range(10))
+        two.refresh()
+        two.load(one.state())
+        assert all(torch.allclose(one.step(x[:, k]), two.step(x[:, k]), atol=1e-5) for k in range(10, 20))
+    finally:
+        use_kernels(before)
+
+
 def test_a_classifier_gives_the_scores_of_each_prefix() -> None:
     model = build(torch.float64)
     streamer, x = Streamer(model), sequences(model, 1, 20)
@@ -116,7 +157,10 @@ def test_a_classifier_gives_the_scores_of_each_prefix() -> None:
         assert torch.allclose(scores, model(x[:, : k + 1]), atol=1e-12)
 
 
-def test_wide_float32_over_a_long_sequence() -> None:
+@pytest.mark.parametrize("kernels", [True, False])
+def test_wide_float32_over_a_long_sequence(kernels, request) -> None:
+    if not kernels:
+        request.getfixturevalue("without_kernels")
     model = build(width=48, order=40, blocks=3, task=Task.SEQUENCE)
     assert error(Streamer(model), model, sequences(model, 1, 500)) <= 1e-5
 
@@ -277,8 +321,11 @@ def test_bad_input_leaves_the_state_as_it_was() -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("kind", [LayerKind.LRU, LayerKind.DENSE, LayerKind.S4D])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+@pytest.mark.parametrize("kernels", [True, False])
 @torch.no_grad()
-def test_numbers_that_are_not_finite_pass_through_and_reset_forgets_them(kind, batch, bad) -> None:
+def test_numbers_that_are_not_finite_pass_through_and_reset_forgets_them(kind, batch, bad, kernels, request) -> None:
+    if not kernels:
+        request.getfixturevalue("without_kernels")
     model = build(layer=kind)
     streamer, x = Streamer(model, batch), sequences(model, batch, 30)
     spoilt = torch.full((batch, 2), bad)

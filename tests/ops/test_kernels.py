@@ -271,7 +271,8 @@ def test_kernels_on_lesser_processors(name) -> None:
         pytest.skip("named processors are of the x86 family")
     code = """
 import torch
-from compressm.ops import Form, diagonal_lti
+from compressm.layers import ModelConfig, SequenceModel, Streamer
+from compressm.ops import Form, diagonal_lti, use_kernels
 from compressm.ops.pointwise import gelu_dropout
 torch.manual_seed(0)
 p = [torch.rand(5), torch.rand(5), *(torch.randn(5, 3) for _ in range(2)), *(torch.randn(3, 5) for _ in range(2))]
@@ -284,6 +285,11 @@ for form in (Form.LANES, Form.CHUNKED, Form.CONVOLUTION):
     assert torch.allclose(y, wanted, atol=1e-4) and torch.allclose(found, grad, rtol=1e-3, atol=1e-3), form
 x = torch.randn(1003)
 assert torch.allclose(gelu_dropout(x, 0.0), torch.nn.functional.gelu(x), atol=1e-6)
+model = SequenceModel(ModelConfig(width=20, order=11, blocks=2)).eval()
+streamer, u = Streamer(model), torch.randn(1, 30, 1)
+scores = [streamer.step(u[:, k]) for k in range(30)]
+use_kernels(False)
+assert torch.allclose(scores[-1], model(u), atol=1e-5)
 """
     settings = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": "" if name == "generic" else "+avx2,+fma"}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=os.environ | settings)

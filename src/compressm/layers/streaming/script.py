@@ -32,7 +32,7 @@ class Script(ABC):
 
     @abstractmethod
     def advance(self, pole: Tensor, drive: Tensor, state: Tensor) -> None:
-        """state = pole state + drive for a complex pole (N,), and pairs of real numbers in drive and state (batch, 2 N)."""
+        """state = pole state + drive for a complex pole (N,); drive and state (batch, 2 N) hold pairs of reals."""
 
     @abstractmethod
     def gelu(self, t: Tensor) -> None:

@@ -8,7 +8,7 @@ run it, one included. Results do not depend on which thread did which part.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, cached_property
 from typing import Any
 
@@ -37,29 +37,24 @@ class Kernel:
 
         `threads` is torch's number of threads unless given.
         """
-        packed = _packed(parts, arguments)
+        self.bound(parts, *arguments, threads=threads)()
+
+    def bound(self, parts: int, *arguments: Tensor | int, threads: int | None = None) -> Callable[[], None]:
+        """The same as a call that is prepared once; the tensors' memory must outlive it."""
+        values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+        packed = (ctypes.c_int64 * (2 + len(values)))(0, parts, *values)
         workers = min(parts, threads or torch.get_num_threads())
         fork = _fork() if workers > 1 else None
-        if fork is not None:
-            fork(self._compiled.address, ctypes.addressof(packed), workers, 0)
-        else:
-            self._compiled.ctypes(packed)
+        function, address, place = self._compiled.ctypes, self._compiled.address, ctypes.addressof(packed)
 
-    def bound(self, parts: int, *arguments: Tensor | int) -> Callable[[], None]:
-        """A call with these arguments on the caller's thread, prepared once; the tensors' memory must outlive it."""
-        packed = _packed(parts, arguments)
-        function = self._compiled.ctypes
-
-        def call() -> None:
+        def run() -> None:
             packed[0] = 0
-            function(packed)
+            if fork is None:
+                function(packed)
+            else:
+                fork(address, place, workers, 0)
 
-        return call
-
-
-def _packed(parts: int, arguments: Sequence[Tensor | int]) -> Any:
-    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    return (ctypes.c_int64 * (2 + len(values)))(0, parts, *values)
+        return run
 
 
 inline = numba.njit(inline="always", error_model="numpy")
