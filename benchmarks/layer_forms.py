@@ -5,7 +5,9 @@
 
 The loop is plain torch under autograd: the discrete system once from the parameters, then one step after the other.
 A layer without a system of its own runs its `step` instead. Calls of both alternate, so that a busy machine
-slows both; the first call of each is not counted.
+slows both; the first call of each is not counted. Freed memory is kept, as in training: glibc would otherwise return
+the loop's graph to the system within the next calls of the sequence form, which can double their time. Each form
+gets its input and the gradient of its output in the layout that it asks for, as it does in a model.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from _report import RESULTS, table, write
 from torch import Tensor
 
 from compressm.layers import FAMILIES, DenseBank, DenseSystem, DiagonalBank, DiagonalSystem, LayerKind, SequenceLayer
-from compressm.ops import bank_reference, dense_reference, diagonal_reference
+from compressm.ops import bank_reference, dense_reference, diagonal_reference, keep_freed_memory
 
 SHAPE, SMOKE_SHAPE = (16, 512, 32, 32), (2, 24, 3, 4)  # batch, L, H, N
 
@@ -57,16 +59,19 @@ def dense_bank_loop(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> Tensor:
 
 def race(layer: SequenceLayer, u: Tensor, rounds: int) -> tuple[float, float]:
     """Median milliseconds of forward and backward: the layer's sequence form, and the plain loop."""
-    arranged = layer.layout(u.shape[0], u.shape[1]).arrange(u)
-    weight = torch.randn(u.shape)
+    layout, weight = layer.layout(u.shape[0], u.shape[1]), torch.randn(u.shape)
+    arranged, arranged_weight = layout.arrange(u), layout.arrange(weight)
     leaves = [p for p in layer.parameters() if p.requires_grad]
 
-    def timed(run: Callable[[], Tensor]) -> float:
+    def timed(run: Callable[[], Tensor], grad: Tensor) -> float:
         start = time.perf_counter()
-        torch.autograd.grad((run() * weight).sum(), leaves)
+        torch.autograd.grad(run(), leaves, grad)
         return 1e3 * (time.perf_counter() - start)
 
-    found = [(timed(lambda: layer(arranged)), timed(lambda: plain(layer, u))) for _ in range(rounds + 1)][1:]
+    found = [
+        (timed(lambda: layer(arranged), arranged_weight), timed(lambda: plain(layer, u), weight))
+        for _ in range(rounds + 1)
+    ][1:]
     return statistics.median(f for f, _ in found), statistics.median(p for _, p in found)
 
 
@@ -103,6 +108,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     shape, rounds = (SMOKE_SHAPE, 1) if arguments.smoke else (SHAPE, 7)
     heading = "Forward and backward: batch {}, L {}, H {}, N {}".format(*shape)
     with tempfile.TemporaryDirectory() as scratch:
