@@ -152,8 +152,33 @@ def test_a_compiled_model_is_its_plain_model_to_every_function(tmp_path: Path) -
     assert plain.ssm.order == 4
 
 
-@pytest.mark.parametrize("kind", [LayerKind.LRU, LayerKind.DENSE], ids=str)
+def one_block(kind: LayerKind, order: int) -> SequenceModel:
+    torch.manual_seed(0)
+    return SequenceModel(ModelConfig(inputs=2, outputs=3, width=4, order=order, blocks=1, dropout=0.2, layer=kind))
+
+
+@pytest.mark.parametrize("kind", LayerKind, ids=str)
 def test_a_model_in_training_is_one_graph(kind: LayerKind) -> None:
-    model = SequenceModel(ModelConfig(inputs=2, outputs=3, width=4, order=6, blocks=1, dropout=0.2, layer=kind))
-    found = torch._dynamo.explain(model)(torch.randn(3, 20, 2))
+    found = torch._dynamo.explain(one_block(kind, 9))(torch.randn(3, 20, 2))
     assert (found.graph_count, found.graph_break_count) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "order", "length"),
+    [
+        (LayerKind.S4D, 3, 40),  # in blocks of time
+        (LayerKind.S4D, 9, 40),  # as a convolution
+        (LayerKind.S4, 3, 40),  # by squarings
+        (LayerKind.S4, 24, 24),  # by power series
+        (LayerKind.LSSL, 3, 40),
+        (LayerKind.DENSE, 3, 40),
+    ],
+)
+def test_a_compiled_model_has_the_gradients_of_the_plain_one(kind: LayerKind, order: int, length: int) -> None:
+    model, x = one_block(kind, order).eval(), torch.randn(16, length, 2)
+    found = []
+    for run in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        y = run(x)
+        found.append([y, *torch.autograd.grad(y.square().sum(), list(model.parameters()))])
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))

@@ -12,7 +12,7 @@ from compressm.layers.systems import DenseBank, DiagonalBank
 from compressm.ops.bank import bank_convolution, bank_lti, bank_step
 from compressm.ops.dense_bank import dense_bank_response
 from compressm.ops.low_rank import low_rank_response, squarings_are_faster
-from compressm.ops.precision import precise, working_dtype
+from compressm.ops.precision import complex_dtype, precise, working_dtype
 from compressm.ops.sampling import Sampling, sample
 
 
@@ -82,7 +82,7 @@ class S4(BankLayer):
             dtype, length = working_dtype(u), u.shape[1]
             if squarings_are_faster(self.order, length):
                 a, b, c = self.sampled()
-                kernel = dense_bank_response(a, b.to(dtype.to_complex()), c.to(dtype.to_complex()), length)
+                kernel = dense_bank_response(a, b.to(complex_dtype(dtype)), c.to(complex_dtype(dtype)), length)
             else:
                 nu, theta, p, q, b = self.sampled_low_rank()
                 kernel = low_rank_response(nu, theta, p, q, b, self._output(), length).to(dtype)
@@ -108,7 +108,7 @@ class S4(BankLayer):
         dtype = state.dtype
         nu, theta, p, q, b = self.sampled_low_rank()
         pole = torch.polar(torch.exp(-nu), theta)
-        pole, p, q, b, c = (t.to(dtype.to_complex()) for t in (pole, p, q, b, self._output()))
+        pole, p, q, b, c = (t.to(complex_dtype(dtype)) for t in (pole, p, q, b, self._output()))
         v, x = u.to(dtype), torch.view_as_complex(state)
         x = pole * x - p * (q * x).sum(-1, keepdim=True) + b * v.unsqueeze(-1)
         y = (c * x).sum(-1).real + self.D.to(dtype) * v

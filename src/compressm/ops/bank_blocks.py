@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from compressm.ops.bank_response import doubled_powers, pairs
+from compressm.ops.writing import write
 
 _BLOCK = 32
 _FEW = 8  # states of a channel up to which blocks were the faster form on a CPU, by a third to a half
@@ -72,7 +73,7 @@ class _Scan(torch.autograd.Function):
         starts = torch.empty_like(drive)
         starts[:, :, 0] = 0
         for q in range(1, drive.shape[2]):
-            torch.addcmul(drive[:, :, q - 1], a[:, None], starts[:, :, q - 1], out=starts[:, :, q])
+            write(starts[:, :, q], torch.addcmul, drive[:, :, q - 1], a[:, None], starts[:, :, q - 1])
         ctx.save_for_backward(starts, a)
         return starts
 
@@ -84,6 +85,6 @@ class _Scan(torch.autograd.Function):
         ahead = torch.empty_like(starts)  # at q the gradient of s_{q+1}, which is that of z_q
         ahead[:, :, -1] = 0
         for q in reversed(range(starts.shape[2] - 1)):
-            torch.addcmul(grad[:, :, q + 1], back, ahead[:, :, q + 1], out=ahead[:, :, q])
+            write(ahead[:, :, q], torch.addcmul, grad[:, :, q + 1], back, ahead[:, :, q + 1])
         grad_a = (starts.conj() * ahead).sum((1, 2))
         return ahead, grad_a

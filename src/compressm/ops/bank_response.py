@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from compressm.ops.precision import complex_dtype, precise
+from compressm.ops.writing import write
 
 # Powers below exp(-cutoff) count as zero: far below rounding, and the product of two of them is not yet subnormal.
 _CUTOFF = {torch.float32: 40.0, torch.float64: 350.0}
@@ -43,7 +44,7 @@ def doubled_powers(nu: Tensor, theta: Tensor, count: int, stride: int, dtype: to
         radius = torch.exp(-decay).masked_fill_(decay > _CUTOFF[dtype], 0.0)
         power = torch.polar(radius, theta * (stride * filled)).to(result.dtype)
         after = result[:, filled : 2 * filled]
-        torch.mul(result[:, : after.shape[1]], power[:, None], out=after)
+        write(after, torch.mul, result[:, : after.shape[1]], power[:, None])
         filled += after.shape[1]
     return result
 

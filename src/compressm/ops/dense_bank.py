@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from compressm.ops.checks import check_dense_bank
 from compressm.ops.precision import complex_dtype
+from compressm.ops.writing import write
 
 
 def dense_bank_response(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
@@ -75,7 +76,7 @@ def _doubled(start: Tensor, powers: list[Tensor]) -> Tensor:
     columns[..., 0] = start
     for level, power in enumerate(powers):
         known = columns[..., : 1 << level]
-        torch.add(known, torch.bmm(power, known), out=columns[..., 1 << level : 2 << level])
+        write(columns[..., 1 << level : 2 << level], torch.add, known, torch.bmm(power, known))
     return columns
 
 
