@@ -66,7 +66,7 @@ class DenseSSM(SequenceLayer):
         """
         if mask is not None:
             u = torch.where(mask[..., None], u, 0.0)
-        return dense_lti(self.A, self.B, self.C, u) + u @ self.D.mT.to(u.dtype)
+        return dense_lti(self.A, self.B, self.C, u, feedthrough=self.D)
 
     def system(self) -> DenseSystem:
         return DenseSystem(self.A, self.B, self.C, self.D)

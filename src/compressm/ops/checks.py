@@ -59,15 +59,20 @@ def check_diagonal(
         )
 
 
-def check_dense(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> None:
+def check_dense(a: Tensor, b: Tensor, c: Tensor, u: Tensor, feedthrough: Tensor | None = None) -> None:
     """Raise InvalidSystemError unless these are a dense system and its input, see `dense_lti`."""
-    require_tensors(a=a, b=b, c=c, u=u)
+    require_tensors(a=a, b=b, c=c, u=u, feedthrough=feedthrough)
     order = a.shape[0] if a.ndim == 2 else -1
     fits = tuple(a.shape) == (order, order) and b.ndim == c.ndim == 2 and u.ndim == 3
     if not fits or b.shape != (order, u.shape[2]) or c.shape[1] != order:
         raise InvalidSystemError(
             f"Wanted a (N, N), b (N, H_in), c (H_out, N) and u (batch, L, H_in); found "
             f"{_shapes({'a': a, 'b': b, 'c': c, 'u': u})}."
+        )
+    if feedthrough is not None and feedthrough.shape != (c.shape[0], u.shape[2]):
+        raise InvalidSystemError(
+            f"Wanted feedthrough (H_out, H_in); found {tuple(feedthrough.shape)} beside {u.shape[2]} inputs and "
+            f"{c.shape[0]} outputs."
         )
 
 

@@ -9,63 +9,69 @@ from torch import Tensor
 
 from compressm.ops.checks import check_dense
 from compressm.ops.precision import working_dtype
+from compressm.ops.scan import matrix_scan
 
 
-def dense_lti(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> Tensor:
-    """y_k = C x_k with x_k = A x_{k-1} + B u_k, from x_{-1} = 0, all real.
+def dense_lti(a: Tensor, b: Tensor, c: Tensor, u: Tensor, *, feedthrough: Tensor | None = None) -> Tensor:
+    """y_k = C x_k + D u_k with x_k = A x_{k-1} + B u_k, from x_{-1} = 0, all real.
 
     Inside a block of T steps the output is a block Toeplitz matrix of the Markov parameters C A^l B times the
     inputs; between blocks the state is carried by S' = A^T S + [A^{T-1} B .. B] u, and enters the outputs as
-    [C A .. C A^T] S. T grows with sqrt(L) and falls with the width, where the Toeplitz matrix is what costs.
+    [C A .. C A^T] S, all blocks in a logarithm of their number (`matrix_scan`).
 
-    Shapes: a (N, N); b (N, H_in); c (H_out, N); u (batch, L, H_in), any of them empty; returns (batch, L, H_out) in
-    the dtype of `u`. The arithmetic is in float64 for a float64 input and in float32 otherwise, under autocast too.
+    Shapes: a (N, N); b (N, H_in); c (H_out, N); u (batch, L, H_in), any of them empty; feedthrough D
+    (H_out, H_in), None for zero; returns (batch, L, H_out) in the dtype of `u`. The arithmetic is in float64 for a
+    float64 input and in float32 otherwise, under autocast too.
 
     Raises InvalidSystemError where shapes do not fit together.
     """
-    check_dense(a, b, c, u)
+    check_dense(a, b, c, u, feedthrough)
     dtype = working_dtype(u)
     with torch.autocast(device_type=u.device.type, enabled=False):
-        return _blocked(a.to(dtype), b.to(dtype), c.to(dtype), u.to(dtype)).to(u.dtype)
+        d = None if feedthrough is None else feedthrough.to(dtype)
+        return _blocked(a.to(dtype), b.to(dtype), c.to(dtype), d, u.to(dtype)).to(u.dtype)
 
 
 def dense_block_length(length: int, width: int, order: int) -> int:
-    """Steps in a block: about sqrt(L), but no longer than the Toeplitz product stays as cheap as the state's."""
-    balanced = max(4, 4 * max(order, 1) // max(width, 1))
-    return max(1, min(length, balanced, math.isqrt(max(length - 1, 0)) + 1))
+    """Steps T in a block, a power of two or the whole `length`: 2 N / H, where the products of a step, T H^2 within
+    blocks and 2 N^2 / T between them, are about equal; at most about sqrt(L).
+    """
+    balanced = max(1, 2 * order // max(width, 1))
+    longest = 1 << max(0, math.isqrt(max(length - 1, 0))).bit_length()
+    return max(1, min(length, 1 << (balanced.bit_length() - 1), longest))
 
 
-def _blocked(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> Tensor:
+def _blocked(a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, u: Tensor) -> Tensor:
     batch, length, inputs = u.shape
     order, outputs = a.shape[0], c.shape[0]
-    block = dense_block_length(length, max(inputs, outputs), order)
-    blocks = -(-length // block)
     if batch == 0 or length == 0:
         return u.new_zeros(batch, length, outputs) + 0 * u.sum()
+    block = dense_block_length(length, max(inputs, outputs), order)
+    blocks = -(-length // block)
     padded = torch.nn.functional.pad(u, (0, 0, 0, blocks * block - length))
     rows = padded.reshape(batch, blocks, block * inputs)
-    reach = _krylov(a, b, block)  # (T, N, H_in): A^t B
-    observe = _krylov(a.mT, c.mT, block + 1).mT  # (T + 1, H_out, N): C A^t
-    y = rows @ _toeplitz(c @ reach).mT
+    powers = [a]  # A, A^2, A^4, .., A^T; beyond A^T where T is the whole length, and no state is carried
+    while 1 << (len(powers) - 1) < block:
+        powers.append(powers[-1] @ powers[-1])
+    reach = _krylov(powers, b, block)  # (T, N, H_in): A^t B
+    observe = _krylov([power.mT for power in powers], (c @ a).mT, block).mT  # (T, H_out, N): C A^(t + 1)
+    response = c @ reach
+    response = response if d is None else torch.cat([response[:1] + d, response[1:]])
+    y = rows @ _toeplitz(response).mT
     drive = rows @ reach.flip(0).transpose(0, 1).reshape(order, block * inputs).mT
-    advance = torch.linalg.matrix_power(a, block).mT
-    state = drive.new_zeros(batch, order)
-    starts = []
-    for piece in drive.unbind(1):
-        starts.append(state)
-        state = state @ advance + piece
-    y = y + torch.stack(starts, dim=1) @ observe[1:].reshape(block * outputs, order).mT
-    return y.reshape(batch, blocks * block, outputs)[:, :length]
+    starts = matrix_scan(drive, powers[-1])
+    y = torch.addmm(y.flatten(0, 1), starts.flatten(0, 1), observe.reshape(block * outputs, order).mT)
+    return y.view(batch, blocks * block, outputs)[:, :length]
 
 
-def _krylov(a: Tensor, b: Tensor, count: int) -> Tensor:
-    """[B, A B, .., A^{count-1} B] as (count, N, H), by doubling."""
+def _krylov(powers: list[Tensor], b: Tensor, count: int) -> Tensor:
+    """[B, A B, .., A^{count-1} B] as (count, N, H), by doubling, from A, A^2, A^4, .."""
     order, width = b.shape
-    columns, power = b, a
-    while columns.shape[1] < count * width:
+    columns = b
+    for power in powers:
+        if columns.shape[1] >= count * width:
+            break
         columns = torch.cat([columns, power @ columns], dim=1)
-        if columns.shape[1] < count * width:
-            power = power @ power
     return columns[:, : count * width].reshape(order, count, width).transpose(0, 1)
 
 
