@@ -17,6 +17,10 @@ class UnstableSystemError(CompressmError, ValueError):
     """A system has a pole on or outside the stability boundary where a stable one is needed."""
 
 
+class DerivativeError(CompressmError, RuntimeError):
+    """A derivative of a second or higher order was asked for where only the first is known."""
+
+
 class UnsupportedReductionError(CompressmError, ValueError):
     """The wanted reduction does not exist for this system or cannot be stored by this layer."""
 

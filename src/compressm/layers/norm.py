@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from compressm.errors import ConfigError
 from compressm.layers.layout import layout_of
+from compressm.ops.derivative import written_out
 from compressm.ops.kernels import usable
 from compressm.ops.pointwise import standardize
 from compressm.ops.remaking import Source, remember
@@ -121,7 +121,7 @@ class _Standardize(torch.autograd.Function):
         return y.to(x.dtype), mean, var, count
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         y, mask, scale, total = ctx.saved_tensors
         wide = grad.to(y.dtype)

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from compressm.errors import InvalidSystemError
 from compressm.ops.bank_blocks import bank_blocked, blocks_are_faster
 from compressm.ops.bank_response import bank_response
 from compressm.ops.checks import require_tensors
 from compressm.ops.convolution import good_size
+from compressm.ops.derivative import written_out
 from compressm.ops.precision import complex_dtype, precise, working_dtype
 
 _GROUP_BYTES = 1 << 21  # one group's signals: its transforms fit a core's second-level cache
@@ -115,7 +115,7 @@ class _BankConvolution(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
         u, response = ctx.saved_tensors
         size, length = ctx.size, u.shape[-1]

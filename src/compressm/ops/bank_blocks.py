@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from compressm.ops.bank_response import doubled_powers, pairs
+from compressm.ops.derivative import written_out
 from compressm.ops.writing import write
 
 _BLOCK = 32
@@ -56,7 +56,7 @@ class _Powers(torch.autograd.Function):
         return power
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (power,) = ctx.saved_tensors
         steps = torch.arange(power.shape[1], device=grad.device, dtype=power.real.dtype)[:, None]
@@ -78,7 +78,7 @@ class _Scan(torch.autograd.Function):
         return starts
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         starts, a = ctx.saved_tensors
         back = a.conj_physical()[:, None]

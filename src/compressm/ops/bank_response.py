@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from compressm.ops.derivative import written_out
 from compressm.ops.precision import complex_dtype, precise
 from compressm.ops.writing import write
 
@@ -77,7 +77,7 @@ class _BankResponse(torch.autograd.Function):
         return kernel[:, :length].contiguous()
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         left, along, across, weight = ctx.saved_tensors
         fine, coarse = ctx.steps

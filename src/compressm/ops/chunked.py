@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from compressm.ops.derivative import written_out
 from compressm.ops.kernels import usable
 from compressm.ops.products import times
 from compressm.ops.recurrence import CompiledRecurrence, Recurrence, TorchRecurrence
@@ -95,7 +95,7 @@ class _Chunked(torch.autograd.Function):
         return y.view(length, batch, c.shape[0]).transpose(0, 1)
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         nu, theta, c_re, c_im, d, *rest = ctx.saved_tensors
         re, im, (u, mean, scale), (starts, *kept) = rest[:3], rest[3:6], rest[6:9], rest[9:]

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from compressm.ops.derivative import written_out
 from compressm.ops.kernels import usable
 from compressm.ops.response import impulse_response
 
@@ -48,7 +48,7 @@ class _CausalConvolution(torch.autograd.Function):
         return _to_time(torch.bmm(response.mT, spectrum), ctx.size, ctx.length).contiguous()
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
         spectrum, response = ctx.saved_tensors
         reversed_grad = _to_frequency(grad.flip(-1), ctx.size)
@@ -73,7 +73,7 @@ class _CompiledConvolution(torch.autograd.Function):
         return _first(mixing.mix(response, spectrum), ctx.size, ctx.length)
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
         from compressm.ops.kernels import mixing
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from compressm.ops.checks import check_dense_bank
+from compressm.ops.derivative import written_out
 from compressm.ops.precision import complex_dtype
 from compressm.ops.writing import write
 
@@ -49,7 +49,7 @@ class _DenseBankResponse(torch.autograd.Function):
         return torch.bmm(rows[..., :coarse].mT, columns).real.flatten(1)[:, :length].contiguous()
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         columns, rows, *powers = ctx.saved_tensors
         along, across = powers[: ctx.doublings + 1], powers[ctx.doublings + 1 :]

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from compressm.ops.derivative import written_out
 from compressm.ops.kernels import usable
 from compressm.ops.pointwise import draw, gate_dropout, gelu_linear
 from compressm.ops.products import times
@@ -60,7 +60,7 @@ class _GeluGateRows(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         from compressm.ops.kernels import activation
 

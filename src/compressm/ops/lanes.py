@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from compressm.ops.derivative import written_out
 from compressm.ops.precision import precise
 
 LANES = 16  # sequences that a kernel takes at once
@@ -77,7 +77,7 @@ class _Lanes(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         from compressm.ops.kernels import lanes as compiled
         from compressm.ops.kernels import parameters

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from compressm.ops.bank_response import doubled_powers
 from compressm.ops.checks import check_low_rank_bank
 from compressm.ops.convolution import good_size
+from compressm.ops.derivative import written_out
 from compressm.ops.precision import complex_dtype
 
 _LANES = 8  # the short side of the complex matrix product is a multiple of a vector register
@@ -81,7 +81,7 @@ class _LowRankResponse(torch.autograd.Function):
         return kernel
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows, columns, along, across, left, ends, share = ctx.saved_tensors
         (channels, length), coarse, fine = grad.shape, across.shape[2], along.shape[2]

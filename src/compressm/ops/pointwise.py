@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from compressm.ops.derivative import written_out
 from compressm.ops.kernels import usable
 
 _SHARES = 1 << 16  # dropout's probability is rounded to a multiple of its inverse
@@ -105,7 +105,7 @@ class _GeluDropout(torch.autograd.Function):
         return activation.gelu(x, draw)
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         from compressm.ops.kernels import activation
 
@@ -125,7 +125,7 @@ class _GeluLinear(torch.autograd.Function):
         return linear(activation.gelu(x, draw), weight, bias, channels_first)
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         from compressm.ops.kernels import activation
 
@@ -150,7 +150,7 @@ class _GateDropout(torch.autograd.Function):
         return activation.gate(both, skip, rows, draw)
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         from compressm.ops.kernels import activation
 
@@ -178,7 +178,7 @@ class _Standardize(torch.autograd.Function):
         return y, mean, var, scale
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         from compressm.ops.kernels import moments
 

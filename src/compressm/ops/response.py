@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from compressm.ops.derivative import written_out
 from compressm.ops.precision import complex_dtype, precise
 
 # Powers below exp(-cutoff) count as zero: far below rounding, and the product of two of them is not yet subnormal.
@@ -93,7 +93,7 @@ class _ImpulseResponse(torch.autograd.Function):
         return kernel
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         left, right, across, along, strides, steps = ctx.saved_tensors
         (outputs, coarse, order), (inputs, fine, _) = left.shape, right.shape

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from compressm.ops.derivative import written_out
 from compressm.ops.gated import gelu_gate_rows
 from compressm.ops.kernels import usable
 from compressm.ops.pointwise import draw, gate_dropout, gelu_linear
@@ -55,7 +55,7 @@ class _GeluGate(torch.autograd.Function):
         return y.view(skip.shape)
 
     @staticmethod
-    @once_differentiable
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         from compressm.ops.kernels import tail
 
