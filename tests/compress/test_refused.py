@@ -12,7 +12,7 @@ from torch import nn
 
 from compressm.adapters.dense import DenseAdapter
 from compressm.adapters.lru import LRUAdapter
-from compressm.compress import compress_
+from compressm.compress import analyze, compress_
 from compressm.errors import (
     AdapterError,
     CompressmError,
@@ -22,9 +22,11 @@ from compressm.errors import (
     UnstableSystemError,
     UnsupportedReductionError,
 )
+from compressm.layers import FAMILIES, LayerKind
 from compressm.layers.dense import DenseSSM
 from compressm.layers.lru import LRU
 from compressm.reduction.criteria import FixedOrder
+from compressm.reduction.keeping import BalancedSelection
 from compressm.reduction.reducers import SingularPerturbation
 from compressm.reduction.selection import ModalTruncation
 from compressm.settings import CompressionSettings
@@ -171,6 +173,21 @@ def test_singular_perturbation_of_a_diagonal_d(make: Any, state_of: Any, unchang
         compress_(model, CompressionSettings(FixedOrder(4), reducer=SingularPerturbation()))
     with pytest.raises(UnsupportedReductionError, match=r"^0: ModalTruncation keeps states of a diagonal system"):
         compress_(model, CompressionSettings(FixedOrder(4), reducer=ModalTruncation()))
+    assert unchanged(before, state_of(model))
+
+
+@pytest.mark.parametrize("kind", [LayerKind.DENSE, LayerKind.LSSL, LayerKind.S4])
+@pytest.mark.parametrize("reducer", [BalancedSelection(), BalancedSelection(refit=False), ModalTruncation()])
+def test_a_choice_of_states_that_act_on_each_other(
+    kind: LayerKind, reducer: Any, state_of: Any, unchanged: Any
+) -> None:
+    model = nn.Sequential(FAMILIES[kind].layer(3, 8))
+    before, settings = state_of(model), CompressionSettings(FixedOrder(4), reducer=reducer)
+    for verb in (analyze, compress_):
+        with pytest.raises(
+            UnsupportedReductionError, match=rf"^0: {type(reducer).__name__} keeps states of a diagonal"
+        ):
+            verb(model, settings)
     assert unchanged(before, state_of(model))
 
 

@@ -55,8 +55,9 @@ class LayerAnalysis:
             require_feedthrough(settings.reducer, ref.adapter.full_feedthrough, ref.label)
             if ref.adapter.form is Form.SELECTION:
                 self.reducer = BalancedSelection()
-        if isinstance(self.reducer, BalancedSelection) and self.system.output == "real":
-            self.frame = Frame.REAL
+        if isinstance(self.reducer, BalancedSelection):
+            self._require_own_states(ref.adapter.form is Form.SELECTION)
+            self.frame = Frame.REAL if self.system.output == "real" else self.frame
         self._clamped: Clamped | None = None
         if settings.unstable is Unstable.CLAMP and not (self.system.is_stable() or is_undamped(self.system)):
             self._clamped = self._clamp()
@@ -211,12 +212,16 @@ class LayerAnalysis:
             return False
         return not self.settings.exact_norms or hinf_norm(error) <= tolerance
 
-    def _modal_keep_sets(self, reducer: ModalTruncation) -> ModalKeepSets:
-        if not self.system.is_diagonal:
+    def _require_own_states(self, also_dense: bool = False) -> None:
+        """Raise UnsupportedReductionError where states act on each other, unless the layer stores a choice of them."""
+        if not (self.system.is_diagonal or also_dense):
             raise UnsupportedReductionError(
-                f"{self.ref.label}: ModalTruncation keeps states of a diagonal system, this one is dense; use "
-                f"BalancedTruncation."
+                f"{self.ref.label}: {type(self.reducer).__name__} keeps states of a diagonal system, this one is "
+                f"dense; use BalancedTruncation."
             )
+
+    def _modal_keep_sets(self, reducer: ModalTruncation) -> ModalKeepSets:
+        self._require_own_states()
         self.system.require_stable(self.ref.label)
         return ModalKeepSets(self.system, reducer, self.ref.adapter.selection(self.ref.module))
 
