@@ -6,7 +6,7 @@ import pytest
 
 from compressm.errors import ConfigError
 from compressm.ops import CostTable, Form, Machine, Shape, choose_form, explain_cost, kernels_run
-from compressm.ops.chunked import block_length
+from compressm.ops.blocks import block_length
 from compressm.ops.convolution import good_size
 from compressm.ops.dense import dense_block_length
 from compressm.ops.measure import FormTime, fit_scales, measure_forms

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from compressm.checks import brief, require_integer, require_kind
 from compressm.errors import ConfigError
-from compressm.ops.chunked import block_length
+from compressm.ops.blocks import block_length
 from compressm.ops.kernels import usable
 from compressm.ops.lanes import LANES
 from compressm.ops.precision import working_dtype

@@ -45,10 +45,17 @@ def kernels_missing() -> str | None:
     return None if _available() else "numba cannot be imported (pip install 'compressm[fast]')"
 
 
+vars(kernels_missing)["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result; see compressm.ops.cost
+
+
 def usable(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether kernels run on tensors of this kind."""
-    plain = device.type == "cpu" and dtype == torch.float32
-    return plain and not torch.compiler.is_compiling() and kernels_run()
+    return usable_opaquely(device, dtype) and not torch.compiler.is_compiling()
+
+
+def usable_opaquely(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether kernels run on tensors of this kind in an operator that `torch.compile` does not look into."""
+    return device.type == "cpu" and dtype == torch.float32 and kernels_run()
 
 
 @cache
