@@ -101,8 +101,19 @@ def state(trainer: Any, module: Any) -> dict[str, Any]:
     }
 
 
+class Counting(Module):
+    """The length of the run is asked for where the optimizer is made, which opens the data."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
 CASES: dict[str, tuple[type[Module], dict[str, Any], int]] = {
     "plain": (Module, {}, 9),
+    "data opened early": (Counting, {}, 9),
     "two optimizers": (TwoOptimizers, {}, 18),
     "accumulation and clipping": (Module, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1, "max_epochs": 5}, 9),
     "everything": (

@@ -71,10 +71,11 @@ class CompressionCallback(Callback):
         self._options = options
         self._state: dict[str, Any] = {}
         self._accepting: list[RemovableHandle] = []
-        self._seen = 0
+        self._seen, self._rank, self._fitting = 0, 0, False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """The model accepts the weights of a cut one: Lightning loads them before optimizers and callback state."""
+        self._rank, self._fitting = trainer.global_rank, stage == "fit"
         self._stop_accepting()
         self._accepting = [
             accept_cut_weights(model, self._options.get("adapters")) for model in (pl_module, *_averages(trainer))
@@ -85,12 +86,9 @@ class CompressionCallback(Callback):
         self._stop_accepting()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the random states of a checkpoint back, before the data are opened."""
-        if "random" not in self._state:
-            return
-        ranks = self._state["compressor"].get("ranks", ())
-        own = ranks[trainer.global_rank] if trainer.global_rank < len(ranks) else self._state
-        RandomState.from_state_dict(own["random"]).restore()
+        """Put the random states of a checkpoint back once more, unless the data were opened since, which draws."""
+        if trainer.train_dataloader is None:
+            self._restore_random()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the compressor: model, optimizers and schedulers are restored now."""
@@ -146,8 +144,20 @@ class CompressionCallback(Callback):
         return {"compressor": collected(self.compressor), "random": RandomState.capture().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until there are optimizers."""
+        """Keep the state until there are optimizers, and put the random states back.
+
+        `configure_optimizers`, which is called next, may open the data (it does with `estimated_stepping_batches`).
+        """
         self._state = state_dict
+        if self._fitting:
+            self._restore_random()
+
+    def _restore_random(self) -> None:
+        if "random" not in self._state:
+            return
+        ranks = self._state["compressor"].get("ranks", ())
+        own = ranks[self._rank] if self._rank < len(ranks) else self._state
+        RandomState.from_state_dict(own["random"]).restore()
 
     def _stop_accepting(self) -> None:
         while self._accepting:
