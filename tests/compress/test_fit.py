@@ -9,13 +9,16 @@ import torch
 from torch import nn
 
 from compressm.adapters.calibration import Calibration
+from compressm.adapters.fitting import most_positions, positions_to_fit
 from compressm.compress import compress_
 from compressm.layers.dense import DenseSSM
 from compressm.layers.lru import LRU
 from compressm.layers.rotations import RotationSSM
 from compressm.layers.s4d import S4D
 from compressm.layers.s5 import S5
+from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import ErrorBound, FixedOrder
+from compressm.reduction.fitting import least_positions
 from compressm.reduction.reducers import BalancedTruncation
 from compressm.reduction.report import CompressionReport, LayerReport
 from compressm.settings import CompressionSettings
@@ -119,3 +122,19 @@ def test_a_copy_that_equals_the_layer_stays_equal(kind: type[nn.Module]) -> None
     )
     assert report.layers[0].fit_after is not None
     torch.testing.assert_close(copy(slow(4, 1)), model(slow(4, 1)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("systems", "n", "r", "fits"),
+    [(1, 512, 250, True), (1, 512, 300, False), (512, 64, 12, True), (512, 64, 32, False)],
+)
+def test_how_many_positions_are_looked_at(systems: int, n: int, r: int, fits: bool) -> None:
+    def system(order: int) -> StateSpace:
+        a = torch.full((systems, order), 0.5 + 0.1j, dtype=torch.complex128)
+        return StateSpace(a, a.unsqueeze(-1), a.unsqueeze(-2), None, output="real")
+
+    full, small = system(n), system(r)
+    found = positions_to_fit(full, small, 100)
+    assert (found > 0) is fits and found <= most_positions(full)
+    if fits:  # whole sequences, every other one to fit
+        assert found // 100 // 2 * 100 >= least_positions(small)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction import fitting
-from compressm.reduction.fitting import Fitted, Samples, fit
+from compressm.reduction.fitting import Fitted, NotFitted, Samples, fit
 from compressm.testing.systems import ring_system, stack_systems, unstack_systems
 
 LIMIT = torch.tensor(0.99, dtype=torch.float64)
@@ -45,7 +45,7 @@ def error(system: StateSpace, samples: Samples) -> float:
 
 def fitted(small: StateSpace, samples: Samples, limit: Tensor = LIMIT) -> Fitted:
     found = fit(small, samples[::2], samples[1::2], limit.expand(small.batch_shape))
-    assert found is not None
+    assert isinstance(found, Fitted)
     return found
 
 
@@ -105,10 +105,26 @@ def test_systems_of_a_bank_are_fitted_each_for_itself() -> None:
     for k, (one, alone) in enumerate(zip(unstack_systems(found.system), unstack_systems(small), strict=True)):
         own = Samples(samples.u[..., k : k + 1], samples.y[..., k : k + 1], samples.data)
         single = fit(alone, own[::2], own[1::2], LIMIT)
-        wanted = alone if single is None else single.system
+        wanted = alone if isinstance(single, NotFitted) else single.system
         torch.testing.assert_close(one.a, wanted.a, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(one.c, wanted.c, rtol=1e-5, atol=1e-6)
         assert error(one, own[1::2]) <= error(alone, own[1::2])
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_bank_in_pieces_is_fitted_as_in_one(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = stack_systems([ring(5, seed, 2, 1) for seed in range(5)])
+    small = stack_systems([ring(2, seed + 7, 2, 1) for seed in range(5)])
+    if dense:
+        a = 0.9 * torch.linalg.qr(gaussian(5, 2, 2)).Q
+        small = replace(small, log_a=None, a=a, b=gaussian(5, 2, 2), c=gaussian(5, 1, 2))
+    samples = samples_of(full)
+    whole = fitted(small, samples)
+    monkeypatch.setattr(fitting, "_NUMBERS", 2 * samples[::2].data.numel() * small.order)  # 2, 2 and 1 systems
+    parts = fitted(small, samples)
+    assert (parts.before, parts.after) == pytest.approx((whole.before, whole.after), rel=1e-9)
+    torch.testing.assert_close(parts.system.a, whole.system.a, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(parts.system.c, whole.system.c, rtol=1e-5, atol=1e-8)
 
 
 def test_idle_states_stay_idle_and_poles_within_the_limit() -> None:
@@ -132,12 +148,13 @@ def test_padding_does_not_count() -> None:
 def test_nothing_is_changed_without_need_or_ground() -> None:
     system = ring(3, 0)
     samples = samples_of(system)
-    assert fit(system, samples[::2], samples[1::2], LIMIT) is None  # nothing was lost
+    no_better = NotFitted("no fit lowers the error on the sequences that are left out")
+    assert fit(system, samples[::2], samples[1::2], LIMIT) == no_better  # nothing was lost
     few = samples_of(ring(6, 0), length=2)
-    assert fit(system, few[::2], few[1::2], LIMIT) is None
+    assert fit(system, few[::2], few[1::2], LIMIT) == NotFitted("12 positions to fit to; 60 are needed")
     silent = Samples(samples.u * 0, samples.y * 0, samples.data)
-    assert fit(system, silent[::2], silent[1::2], LIMIT) is None
+    assert fit(system, silent[::2], silent[1::2], LIMIT) == no_better
     noise = Samples(samples.u, gaussian(*samples.y.shape, seed=9), samples.data)
     best = fit(replace(system, c=system.c * 1e-6), noise[::2], noise[1::2], LIMIT)
-    assert best is None or best.after < best.before
-    assert fit(replace(system, output="complex"), samples[::2], samples[1::2], LIMIT) is None
+    assert isinstance(best, NotFitted) or best.after < best.before
+    assert isinstance(fit(replace(system, output="complex"), samples[::2], samples[1::2], LIMIT), NotFitted)

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from compressm.adapters.holding import identity_of, reference_tensor, single
 from compressm.adapters.registry import Adapters, LayerRef, find_layers
+from compressm.adapters.sequences import Pass
 from compressm.adapters.tapping import Tapped
 from compressm.adapters.uncompiled import UNCOMPILED
 from compressm.checks import brief, require_integer, require_kind
@@ -27,23 +28,33 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class PooledMoments:
-    """Second moments of one layer's states and costates over the captures of all processes; None without captures."""
+class Pooled:
+    """What all processes captured at one layer: second moments of its states and costates, None without captures.
+
+    `inputs`, newest first, are those that a fit looks at; None where nothing is to be fitted.
+    """
 
     controllability: Tensor | None
     observability: Tensor | None
+    inputs: list[Pass] | None = None
 
 
 @dataclass(eq=False)
 class Capture:
     """What was captured at one layer, `(batch, L, *)`, with masks: inputs, and gradients of the loss at the output.
 
-    `pooled`, where set, are the moments to use in place of those of this process's own captures.
+    `pooled`, where set, is to be used in place of this process's own captures.
     """
 
-    inputs: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
-    gradients: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
-    pooled: PooledMoments | None = None
+    inputs: list[Pass] = field(default_factory=list)
+    gradients: list[Pass] = field(default_factory=list)
+    pooled: Pooled | None = None
+
+    def newest(self) -> list[Pass]:
+        """The captured inputs, newest first: of all processes where they were gathered."""
+        if self.pooled is not None and self.pooled.inputs is not None:
+            return self.pooled.inputs
+        return self.inputs[::-1]
 
     def tokens(self) -> int:
         """The number of captured input positions, padding included."""
@@ -129,9 +140,9 @@ class Calibration:
         """What was captured at the layer of that name, None where it saw no pass."""
         return self._captures.get(self._names.get(name, name))
 
-    def pool(self, name: str, moments: PooledMoments) -> None:
-        """Use these moments for the layer of that name until the captures are cleared."""
-        self._of(self._names.get(name, name)).pooled = moments
+    def pool(self, name: str, pooled: Pooled) -> None:
+        """Use this for the layer of that name until the captures are cleared."""
+        self._of(self._names.get(name, name)).pooled = pooled
 
     def state_dict(self) -> dict[str, Any]:
         """The captures, as nested dictionaries and lists of tensors."""

@@ -6,16 +6,19 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from compressm.adapters.calibration import Capture
+from compressm.adapters.sequences import padded, taken
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.fitting import Fitted, NotFitted, Samples, fit, least_positions
 from compressm.reduction.result import Reduction
 
 _POSITIONS = 25_000  # looked at, at most,
 _FULL_WORK = 1_500_000_000  # and so many products to simulate the full system,
-_STATES = 600_000  # and so many numbers in the states of the reduced one
+_STATES = 600_000  # and so many numbers in the states of the reduced one; more only where a fit needs them,
+_MOST_STATES = 10_000_000  # and then so many,
+_MOST_FULL_WORK = 4_000_000_000  # so many products to simulate,
+_MOST_FIT_WORK = 4_000_000_000  # and so many products in one of the normal equations
 _NOISE = 0.1  # added to the captured inputs, against their size
 
 
@@ -26,13 +29,11 @@ def fitted_reduction(full: StateSpace, reduction: Reduction, capture: Capture) -
     returned as it is, with the reason, where the fit changes nothing: fewer than two sequences were captured, say.
     """
     small = reduction.system
-    if small.output != "real":
-        return reduction, NotFitted("its output is complex")
     if not full.is_stable() or not small.is_stable():
         return reduction, NotFitted("it is not stable")
-    positions, needed = _positions(full, small), 2 * least_positions(small)
-    if positions < needed:
-        return reduction, NotFitted(f"{small.order} states need {needed} positions, more than can be looked at")
+    positions = positions_to_fit(full, small, max((u.shape[1] for u, _ in capture.newest()), default=0))
+    if positions == 0:
+        return reduction, NotFitted(f"{small.order} states of {full.order} would take too long")
     samples = _samples(full, capture, positions)
     if isinstance(samples, NotFitted):
         return reduction, samples
@@ -43,28 +44,43 @@ def fitted_reduction(full: StateSpace, reduction: Reduction, capture: Capture) -
     return replace(reduction, system=found.system, change=found.change), found
 
 
-def _positions(full: StateSpace, small: StateSpace) -> int:
-    systems = max(1, full.batch_shape.numel())
+def most_positions(full: StateSpace) -> int:
+    """How many positions a fit to the system `full` looks at, at most, whatever order it is cut to."""
+    return min(_POSITIONS, _MOST_FULL_WORK // _work(full))
+
+
+def positions_to_fit(full: StateSpace, small: StateSpace, longest: int) -> int:
+    """How many positions are looked at: few enough to be quick, else as many as are needed; 0 where that is too much.
+
+    The needed ones leave room for what whole sequences do not fill.
+    """
+    systems, real = max(1, full.batch_shape.numel()), small.order * (2 if small.is_complex else 1)
+    quick = min(_POSITIONS, _FULL_WORK // _work(full), _STATES // (systems * max(1, small.order)))
+    needed = 2 * least_positions(small)
+    needed += 2 * min(longest, needed // 2)
+    if quick >= needed:
+        return quick
+    numbers = systems * needed * small.order
+    much = needed > most_positions(full) or numbers > _MOST_STATES or systems * needed * real**2 > _MOST_FIT_WORK
+    return 0 if much else needed
+
+
+def _work(full: StateSpace) -> int:
+    """Products for each position that is simulated."""
     weights = full.order * (full.inputs + full.outputs + (0 if full.is_diagonal else full.order))
-    return min(_POSITIONS, _FULL_WORK // (systems * weights), _STATES // (systems * max(1, small.order)))
+    return max(1, full.batch_shape.numel() * weights)
 
 
 def _samples(full: StateSpace, capture: Capture, positions: int) -> Samples | NotFitted:
     """The beginnings of the newest sequences, at least two, with the full system's output."""
-    passes = [(u, mask) for u, mask in reversed(capture.inputs) if u.numel()]
-    longest = max((u.shape[1] for u, _ in passes), default=0)
-    length = min(longest, positions // 2)
-    if length == 0:
+    passes = capture.newest()
+    counts, length = taken([(u.shape[0], u.shape[1]) for u, _ in passes], positions)
+    if not any(counts):
         return NotFitted("no inputs were captured")
-    wanted, inputs, masks = positions // length, list[Tensor](), list[Tensor]()
-    for u, mask in passes:
-        u = u[: max(wanted, 0), :length].detach().cpu().float()
-        data = torch.ones(u.shape[:2], dtype=torch.bool) if mask is None else mask[: len(u), :length].cpu().bool()
-        missing = length - u.shape[1]
-        inputs.append(pad(u.masked_fill(~data.unsqueeze(-1), 0), (0, 0, 0, missing)))
-        masks.append(pad(data, (0, missing)))
-        wanted -= len(u)
-    u, data = torch.cat(inputs), torch.cat(masks)
+    chosen = zip(passes, counts, strict=True)
+    u, data = padded(
+        [(u[:n].detach().cpu().float(), None if m is None else m[:n]) for (u, m), n in chosen if n], length
+    )
     if len(u) < 2:
         return NotFitted("only one sequence was captured")
     u = _shaken(u, data)

@@ -165,16 +165,33 @@ class LayerAnalysis:
         """The reduction fitted to the captured inputs, where the reducer asks for it and nothing else was promised."""
         if not (isinstance(self.reducer, BalancedTruncation) and self.reducer.refit):
             return reduction, None
+        obstacle = self._obstacle(self.reducer)
+        if obstacle is None and weighting.controllability is not GramianSource.DATA:
+            obstacle = "its Gramians are not weighted by its inputs"
+        return (
+            fitted_reduction(self.system, reduction, self.capture)
+            if obstacle is None
+            else (reduction, NotFitted(obstacle))
+        )
+
+    @property
+    def may_be_fitted(self) -> bool:
+        """Whether a cut is to be fitted to captured inputs, as far as settings and layer say."""
+        reducer = self.reducer
+        return isinstance(reducer, BalancedTruncation) and reducer.refit and self._obstacle(reducer) is None
+
+    def _obstacle(self, reducer: BalancedTruncation) -> str | None:
+        """Why a cut by this reducer is not to be fitted."""
         criterion = self.settings.criterion
         if isinstance(criterion, Tolerance) and criterion.measures_error:
-            return reduction, NotFitted(f"{type(criterion).__name__} promises an error, which a fit would change")
-        if not self.reducer.has_bound:
-            return reduction, NotFitted(f"{self.reducer.keep} is for comparison")
+            return f"{type(criterion).__name__} promises an error, which a fit would change"
+        if not reducer.has_bound:
+            return f"{reducer.keep} is for comparison"
         if self.ref.adapter.form is Form.SHARED:
-            return reduction, NotFitted("one similarity is stored for all its systems")
-        if weighting.controllability is not GramianSource.DATA:
-            return reduction, NotFitted("its Gramians are not weighted by its inputs")
-        return fitted_reduction(self.system, reduction, self.capture)
+            return "one similarity is stored for all its systems"
+        if self.system.output != "real":
+            return "its output is complex"
+        return None
 
     def _trials(
         self,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from compressm.linalg.parallel import side_by_side
 from compressm.linalg.statespace import StateSpace
 
 RCOND = 1e-3  # combinations of states that move less than this, against the one that moves most, get no weight
@@ -18,6 +20,7 @@ _DAMPING, _EASIER, _HARDER = 1e-2, 0.2, 5.0
 _LONGEST_MOVE = 0.5  # of the logarithm of a decay rate, and of an angle, in one step
 _FASTEST_MOVED = math.log(-math.log(0.1))  # no pole is moved nearer to 0 than this
 _LEAST_POSITIONS = 10  # for each real output weight of one output
+_NUMBERS = 2_500_000  # in the states of as many systems of a bank as are fitted together
 _ROUNDING = 1e-10  # of |y|^2: what single precision may leave of an error
 _FASTEST = -40.0  # the least log|pole|; such a state is gone after one step
 
@@ -35,6 +38,13 @@ class Samples:
 
     def __getitem__(self, index: slice) -> Samples:
         return Samples(self.u[index], self.y[index], self.data[index])
+
+    def of(self, systems: Tensor, count: int) -> Samples:
+        """What some of the `count` systems of a bank see, by indices."""
+        if len(systems) == count:
+            return self
+        u, y = (x.unflatten(-1, (count, -1))[:, :, systems].flatten(-2) for x in (self.u, self.y))
+        return Samples(u, y, self.data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,28 +81,47 @@ def fit(small: StateSpace, fitting: Samples, checking: Samples, limit: Tensor) -
     """
     if small.output != "real" or small.order == 0:
         return NotFitted("its output is complex, or no state is left")
-    bank = small.with_batch(small.batch_shape.numel())
-    problem = _Problem(bank, fitting)
-    if problem.positions < least_positions(small):
-        return NotFitted(f"{problem.positions} positions to fit to; {least_positions(small)} are needed")
-    best = problem.best(problem.log_a)
-    if best.log_a is not None:
-        best = _move_poles(problem, best, limit.reshape(-1))
-    check = _Problem(bank, checking)
-    before, after = check.squares(check.log_a, check.weights), check.squares(*_as_stored(best))
-    better = (after < before) & (before > _ROUNDING * check.target.square().sum((-1, -2)))
+    positions = int(fitting.data.sum())
+    if positions < least_positions(small):
+        return NotFitted(f"{positions} positions to fit to; {least_positions(small)} are needed")
+    count = small.batch_shape.numel()
+    bank, limits = small.with_batch(count), limit.reshape(-1)
+    each = max(1, _NUMBERS // (fitting.data.numel() * small.order))
+    parts = [torch.arange(start, min(start + each, count)) for start in range(0, count, each)]
+    samples = [(fitting.of(part, count), checking.of(part, count)) for part in parts]
+    found = side_by_side([partial(_fitted, bank[k], *seen, limits[k]) for k, seen in zip(parts, samples, strict=True)])
+    before, after, whole = (torch.cat([getattr(f, name) for f in found]) for name in ("before", "after", "whole"))
+    better = (after < before) & (before > _ROUNDING * whole)
     if not bool(better.any()):
         return NotFitted("no fit lowers the error on the sequences that are left out")
-    weights = torch.where(better[:, None, None], best.weights, problem.weights)
-    a = bank.a
-    if best.log_a is not None:
-        a = torch.where(better[:, None], torch.exp(best.log_a), bank.a)
-    c = _complex(weights) if bank.is_complex else weights
-    h = small.batch_shape
-    fitted = replace(bank, a=a, c=c, log_a=None).with_batch(*h)
-    whole = float(check.target.square().sum())
+    a, c = torch.cat([f.system.a for f in found]), torch.cat([f.system.c for f in found])
+    a = torch.where(better.view(-1, *[1] * (a.ndim - 1)), a, bank.a)
+    c = torch.where(better[:, None, None], c, bank.c)
+    fitted = replace(bank, a=a, c=c, log_a=None).with_batch(*small.batch_shape)
     lost = float(before.sum()), float(torch.where(better, after, before).sum())
-    return Fitted(fitted, fitted.c - small.c, *((x / whole) ** 0.5 for x in lost))
+    return Fitted(fitted, fitted.c - small.c, *((x / float(whole.sum())) ** 0.5 for x in lost))
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The fitted systems, and on the samples to check sum |y - y_r|^2 before and after, and sum |y|^2."""
+
+    system: StateSpace
+    before: Tensor
+    after: Tensor
+    whole: Tensor
+
+
+def _fitted(bank: StateSpace, fitting: Samples, checking: Samples, limit: Tensor) -> _Found:
+    problem = _Problem(bank, fitting)
+    best = problem.best(problem.log_a)
+    if best.log_a is not None:
+        best = _move_poles(problem, best, limit)
+    check = _Problem(bank, checking)
+    before, after = check.squares(check.log_a, check.weights), check.squares(*_as_stored(best))
+    a = bank.a if best.log_a is None else torch.exp(best.log_a)
+    c = _complex(best.weights) if bank.is_complex else best.weights
+    return _Found(replace(bank, a=a, c=c, log_a=None), before, after, check.target.square().sum((-1, -2)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +134,7 @@ class _Point:
 
 
 class _Problem:
-    """One bank `(H,)` on given samples: K positions, q real signals for each output to be made of.
+    """One bank `(H,)` on given samples: K positions of data, q real signals for each output to be made of.
 
     `log_a` are the poles at the start, None where poles are not to be moved.
     """
@@ -114,7 +143,6 @@ class _Problem:
         self._data = samples.data
         count, length = samples.data.shape
         h = bank.batch_shape[0]
-        self.positions = int(samples.data.sum())
         self.target = self._flat(samples.y.double().reshape(count, length, h, bank.outputs).movedim(2, 0))
         u = samples.u.double()
         self.weights = torch.cat([bank.c.real, bank.c.imag], -1) if bank.is_complex else bank.c

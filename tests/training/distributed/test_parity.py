@@ -50,6 +50,18 @@ def test_cuts_weighted_by_all_processes_data_are_those_of_one_process(
     assert largest(one, many[0]) < 1e-3
 
 
+def test_cuts_are_fitted_to_the_inputs_of_all_processes(launch: Launch, assert_same: Compare) -> None:
+    job = {"cuts": [4, 8], "orders": [6, 3], "steps": 12, "dtype": "float64", "refit": True}
+    (one,), many, (first,) = launch("run", 1, **job), launch("run", 2, **job), launch("run", 1, **job, every=2)
+    assert_same(many)
+    fits = torch.tensor(one["fits"], dtype=torch.float64)  # of two layers in each of two cuts
+    assert fits.shape == (4, 2) and bool((fits[:, 1] < fits[:, 0]).all())
+    # The fit looks at inputs in single precision, so that agreement ends where that does.
+    torch.testing.assert_close(torch.tensor(many[0]["fits"], dtype=torch.float64), fits, rtol=1e-4, atol=1e-6)
+    assert largest(one, many[0]) < 1e-4 * float(one["output"].abs().max())
+    assert abs(first["fits"][0][0] - one["fits"][0][0]) > 1e-3 * one["fits"][0][0]  # rank 0's sequences alone
+
+
 def test_options_and_hooks_of_the_wrapper_survive_cuts(launch: Launch, assert_same: Compare) -> None:
     options = {"gradient_as_bucket_view": True, "find_unused_parameters": True, "bucket_cap_mb": 1}
     many = launch("with_hooks", 2, steps=9, cuts=[2, 4, 6], orders=[10, 8, 6], ddp=options)

@@ -120,12 +120,12 @@ def uninterrupted(launch: Launch) -> list[Any]:
 @pytest.mark.parametrize(
     ("victim", "where", "count"),
     [
-        (0, f"{CUT}:pool_moments", 1),
+        (0, f"{CUT}:pool_captures", 1),
         (1, f"{CUT}:follow", 1),
         (1, f"{RANKS}:RankStates.collect", 3),  # the first checkpoint after a cut
         pytest.param(0, f"{CUT}:require_equal", 2, marks=pytest.mark.slow),  # right before the first cut
         pytest.param(0, f"{CUT}:require_equal", 3, marks=pytest.mark.slow),  # right after it
-        pytest.param(1, f"{CUT}:pool_moments", 1, marks=pytest.mark.slow),
+        pytest.param(1, f"{CUT}:pool_captures", 1, marks=pytest.mark.slow),
         pytest.param(0, f"{RENEWAL}:renew", 1, marks=pytest.mark.slow),
         pytest.param(1, f"{RENEWAL}:renew", 2, marks=pytest.mark.slow),
         pytest.param(0, "compressm.checkpoint.saving:write_folder", 3, marks=pytest.mark.slow),

@@ -28,6 +28,7 @@ from compressm.reduction.criteria import FixedOrder
 from compressm.training import At, Guard, InTrainingCompressor, OnError
 from compressm.training.distributed.channel import Channel, pack
 from compressm.training.distributed.rank_states import RankStates
+from compressm.training.presets import preset
 
 BATCH = 12
 
@@ -49,10 +50,13 @@ class Training:
         ddp: dict[str, Any] | None = None,
         probe: int | None = None,
         shard: list[str] | None = None,
+        refit: bool = False,
         **options: Any,
     ) -> None:
         if probe is not None:
             options["guard"] = Guard(lambda: 0.0, 1.0, higher_is_better=False, probe_after=probe)
+        if refit:
+            options["settings"] = preset("default").refitted().settings
         torch.manual_seed(0)
         self.rank, self.size, self.done, self.dtype = rank, size, 0, getattr(torch, dtype)
         self.rows = torch.arange(BATCH)[rank::size]
@@ -139,16 +143,24 @@ class Training:
                 for cut in self.compressor.history.cuts
                 for layer in cut.report.layers
             ],
+            "fits": [
+                [layer.fit_before, layer.fit_after]
+                for cut in self.compressor.history.cuts
+                for layer in cut.report.layers
+            ],
             "orders": self.compressor.orders(),
             "steps": self.compressor.steps,
         }
 
 
-def run(rank: int, size: int, steps: int, order_of_rows: list[int] | None = None, **options: Any) -> dict[str, Any]:
-    """A run with cuts; on one process, optionally with the rows of each batch in another order."""
+def run(
+    rank: int, size: int, steps: int, order_of_rows: list[int] | None = None, every: int = 1, **options: Any
+) -> dict[str, Any]:
+    """A run with cuts; on one process, optionally with other rows of each batch: in this order, or only some."""
     training = Training(rank, size, **options)
     if order_of_rows is not None:
         training.rows = torch.tensor(order_of_rows)
+    training.rows = training.rows[::every]
     training.train(steps)
     training.compressor.close()
     return training.result()

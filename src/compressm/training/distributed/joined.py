@@ -16,7 +16,7 @@ from compressm.reduction.report import CompressionReport
 from compressm.settings import CompressionSettings
 from compressm.training.distributed.channel import Channel
 from compressm.training.distributed.following import describe_layers, follow
-from compressm.training.distributed.pooling import pool_moments
+from compressm.training.distributed.pooling import pool_captures
 from compressm.training.distributed.structure import describe, require_equal
 from compressm.training.processes import Processes
 
@@ -57,7 +57,7 @@ class Joined(Processes):
     ) -> CompressionReport:
         copies = [copy_inside(mirror) for mirror in mirrors]
         with self.whole(optimizers):
-            pool_moments(self._channel, self.model, settings, calibration, adapters)
+            pool_captures(self._channel, self.model, settings, calibration, adapters)
             report, described, mirrored = broadcast_cut(self._channel, decide, self.model, optimizers, adapters, copies)
 
             def follow_all() -> None:
