@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compressm.errors import InvalidSystemError
+from compressm.linalg.elementary import all_finite
 from compressm.linalg.forms import Frame
 from compressm.linalg.gramians import GramianFactors, gramian_factors
 from compressm.linalg.parallel import LARGEST_SHARED, in_pieces
@@ -50,7 +51,7 @@ def hankel_spectrum(factors: GramianFactors, vectors: bool = True) -> HankelSpec
 def _decomposed(vectors: bool, observability: Tensor, controllability: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The values, left and right vectors of the product."""
     product = observability.mH @ controllability
-    if not bool(torch.isfinite(product).all()):  # an entry of a factor that is not finite leaves its trace
+    if not all_finite(product):  # an entry of a factor that is not finite leaves its trace
         raise InvalidSystemError(
             "A Gramian factor has values that are NaN or infinite; the passes or weights it comes from are not sound."
         )

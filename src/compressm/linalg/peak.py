@@ -54,15 +54,15 @@ def peak_gain(system: StateSpace, exact: bool = False) -> tuple[float, float]:
     direct = exact or min(system.inputs, system.outputs) <= _DIRECT_CHANNELS
     if pairs and not direct:
         poles = torch.cat([system.a, system.a.conj()]).to(torch.complex128)
-        best, value = power_peak(PowerIteration.paired(system), partial(_refined, grid=_first_grid(poles, symmetric)))
+        best, value = power_peak(PowerIteration.paired(system), _first_grid(poles, symmetric))
         return value, float(best)
     modal = _modal(system)
     poles = torch.linalg.eigvals(system.a) if modal is None else modal.a
-    refined = partial(_refined, grid=_first_grid(poles, symmetric))
+    grid = _first_grid(poles, symmetric)
     if modal is None or direct:
-        best, value = refined(partial(exact_gain, system) if modal is None else partial(_direct_gain, modal))
+        best, value = _refined(partial(exact_gain, system) if modal is None else partial(_direct_gain, modal), grid)
     else:
-        best, value = power_peak(PowerIteration(modal.a, modal.b, modal.c, modal.d, modal.log_a), refined)
+        best, value = power_peak(PowerIteration(modal.a, modal.b, modal.c, modal.d, modal.log_a), grid)
     if exact or not system.is_diagonal:  # a diagonal form of a dense system only finds the place
         value = exact_gain(system, best)[0]
     return float(value), float(best)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressm.checks import brief, require_kind
 from compressm.errors import InvalidSystemError, UnstableSystemError
-from compressm.linalg.elementary import complex_expm1, product
+from compressm.linalg.elementary import all_finite, complex_expm1, product
 from compressm.linalg.parallel import eigenvalues
 
 Output = Literal["real", "complex"]
@@ -267,7 +267,7 @@ def _check(system: StateSpace) -> None:
     if system.log_a is not None and bool(torch.isnan(system.log_a).any()):
         raise InvalidSystemError(f"log_a has {int(torch.isnan(system.log_a).sum())} values that are NaN.")
     for name, tensor in (("a", a), ("b", b), ("c", c), ("d", d)):
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+        if tensor is not None and not all_finite(tensor):
             raise InvalidSystemError(
                 f"{name} has {int((~torch.isfinite(tensor)).sum())} values that are NaN or infinite. Train with a "
                 f"lower learning rate or clip the gradient, and start again from a sound checkpoint."
