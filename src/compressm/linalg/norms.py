@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from compressm.errors import InvalidSystemError
-from compressm.linalg.elementary import complex_expm1
+from compressm.linalg.elementary import all_finite, pole_gaps
 from compressm.linalg.forms import Frame, in_frame, mirrored, realify
 from compressm.linalg.gramians import controllability_factor
 from compressm.linalg.kautz import kautz_factor
-from compressm.linalg.lyapunov import stein_gaps
 from compressm.linalg.peak import exact_gain, peak_gain, peak_gains
 from compressm.linalg.statespace import StateSpace
 
 _MAX_LEVELS = 60
+_BLOCKS, _LEAST_BLOCK = 8, 64  # of rows of a symmetric sum over pairs of poles, and of how many rows at least
 _NEAR_CIRCLE = 1e-5  # eigenvalues this near the unit circle are looked at; round-off moves double ones by sqrt(eps)
 
 
@@ -98,9 +98,10 @@ def _has_pairs(system: StateSpace) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _PairTerms:
-    """What each pair of poles adds to sum over l > 0 of |h_l|_F^2 `(n, n)`, and the size of what is added up there.
+    """What the pairs of poles add to the squared H2 norm without D `(n, n)`, and the size of what is added up there.
 
-    From the closed form of the Gramian, for a diagonal complex system with real output.
+    From the closed form of the Gramian, for a diagonal complex system with real output. Beside some blocks on the
+    diagonal a pair is found twice to the right of it and not to the left.
     """
 
     terms: Tensor
@@ -108,34 +109,55 @@ class _PairTerms:
 
     @classmethod
     def of(cls, system: StateSpace) -> _PairTerms:
-        a, b, c = (t.to(torch.complex128) for t in (system.a, system.b, system.c))
-        (seen, mirrored_seen), (driven, mirrored_driven) = _column_products(c * a), _column_products(b.mH)
-        gaps, log_a = stein_gaps(a, system.log_a), system.log_a
-        if log_a is not None and bool(torch.isfinite(log_a).all()):
-            crossed = -complex_expm1(log_a.unsqueeze(-1) + log_a.unsqueeze(-2))
-        else:
-            crossed = 1 - a.unsqueeze(-1) * a.unsqueeze(-2)
-        plain, mixed = seen.mT * driven / gaps, mirrored_seen * mirrored_driven.conj() / crossed
-        return cls((plain + mixed).real / 2, plain.abs() + mixed.abs())
+        a, n = system.a.to(torch.complex128), system.order
+        known = system.log_a is not None and all_finite(system.log_a)
+        log_a = system.log_a.to(torch.complex128) if known and system.log_a is not None else None
+        c, b = (system.c.to(torch.complex128), system.b.to(torch.complex128))
+        seen, driven = (c.real.contiguous(), c.imag.contiguous()), (b.real.contiguous().mT, b.imag.contiguous().mT)
+        terms, sizes = torch.zeros(2, n, n, dtype=torch.float64)
+        each = max(_LEAST_BLOCK, -(-n // _BLOCKS))
+        for start in range(0, n, each):
+            rows, columns = slice(start, start + each), slice(start, None)
+            gaps, crossed = (
+                pole_gaps(
+                    a[rows], turned(a[columns]), None if log_a is None else (log_a[rows], turned(log_a[columns]))
+                )
+                for turned in (torch.conj_physical, torch.positive)
+            )
+            (s, mirrored_s), (d, mirrored_d) = (_column_products(x, rows, columns) for x in (seen, driven))
+            plain, mixed = (s * d).conj_physical_() / gaps, mirrored_s * mirrored_d / crossed
+            size = sum(part.abs() for t in (plain, mixed) for part in (t.real, t.imag))
+            for whole, part in ((terms, (plain.real + mixed.real) / 2), (sizes, size)):
+                part[:, each:] *= 2
+                whole[rows, columns] = part
+        return cls(terms, sizes)
 
     def energy(self, system: StateSpace) -> Tensor | None:
         """The squared H2 norm of the system of the first poles; None where cancellation would leave fewer than eight
         digits, as in a small error between two large systems.
         """
-        n = system.order
-        later, size = self.terms[:n, :n].sum(), self.sizes[:n, :n].sum()
-        if not bool(later > 1e8 * n * torch.finfo(torch.float64).eps * size):
-            return None
-        b, c = system.b.to(torch.complex128), system.c.to(torch.complex128)
+        n, d = system.order, system.d
+        energy, size = self.terms[:n, :n].sum(), self.sizes[:n, :n].sum()
+        if d is not None and bool((d != 0).any()):
+            met, own = _beside(system, d), d.square().sum()
+            energy, size = energy + 2 * met.sum() + own, size + 2 * met.abs().sum() + own
+        return energy if bool(energy > 1e8 * n * torch.finfo(torch.float64).eps * size) else None
+
+
+def _beside(system: StateSpace, d: Tensor) -> Tensor:
+    """The products of the entries of D that are not zero with those of Re(C B) in their places, `(k,)`."""
+    b, c, (i, j) = system.b.to(torch.complex128), system.c.to(torch.complex128), d.nonzero(as_tuple=True)
+    if len(i) > max(d.shape):
         first = c.real @ b.real - c.imag @ b.imag
-        return later + (first if system.d is None else first + system.d).square().sum()
+        return first[i, j] * d[i, j]
+    return (c[i] * b.mT[j]).sum(-1).real * d[i, j]
 
 
-def _column_products(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x* x and x^T x, in three real products."""
-    real, imaginary = x.real.contiguous(), x.imag.contiguous()
-    rr, ii, ri = real.mT @ real, imaginary.mT @ imaginary, real.mT @ imaginary
-    return torch.complex(rr + ii, ri - ri.mT), torch.complex(rr - ii, ri + ri.mT)
+def _column_products(x: tuple[Tensor, Tensor], rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+    """x* x and x^T x, these rows and columns of them, for real and imaginary parts of x."""
+    (re, im), (real, imaginary) = (part[:, rows].mT for part in x), (part[:, columns] for part in x)
+    rr, ii, ri, ir = re @ real, im @ imaginary, re @ imaginary, im @ real
+    return torch.complex(rr + ii, ri - ir), torch.complex(rr - ii, ri + ir)
 
 
 def _energy(system: StateSpace) -> Tensor:
