@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from threading import Lock
 from typing import TypeVar
 
@@ -73,21 +72,21 @@ def in_pieces(
 
 
 def side_by_side(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-    """The results of independent tasks, in their order, on the threads that torch has.
+    """The results of independent tasks, in their order, on the threads that torch has, the caller's own among them.
 
     Each of the tasks that run at once has its share of the threads. They run in the caller's grad and inference
     mode and without autocast. An error is raised when all have ended: that of the first task that failed.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(tasks))
-    if workers < 2:
-        return [task() for task in tasks]
     inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
     def run(task: Callable[[], Result]) -> Result:
-        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad), torch.autocast("cpu", enabled=False):
             return task()
 
+    if workers < 2:
+        return [run(task) for task in tasks]
     return _on_workers(run, tasks, workers, threads // workers)
 
 
@@ -102,10 +101,34 @@ def _each_alone(run: Callable[[int], None], starts: Sequence[int]) -> None:
 
 
 def _on_workers(run: Callable[[Item], Result], items: Sequence[Item], workers: int, each: int) -> list[Result]:
-    """Run all on `workers` threads, each with `each` threads of torch's own."""
+    """Run all on `workers` threads, of which the caller's is one, each with `each` threads of torch's own.
+
+    The caller's thread works too because memory that it used before is at hand; a new one asks the system for its own.
+    """
     threads = torch.get_num_threads()
+    results: dict[int, Result] = {}
+    errors: dict[int, BaseException] = {}
+    left, lock = iter(range(len(items))), Lock()
+
+    def work() -> None:
+        torch.set_num_threads(each)
+        while not errors:
+            with lock:
+                k = next(left, None)
+            if k is None:
+                return
+            try:
+                results[k] = run(items[k])
+            except BaseException as error:  # raised below, by the caller's thread
+                errors[k] = error
+
     try:
-        with ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, each)) as pool:
-            return list(pool.map(run, items))
+        with ThreadPoolExecutor(workers - 1) as pool:
+            for _ in range(workers - 1):
+                pool.submit(work)
+            work()
     finally:
-        torch.set_num_threads(threads)  # the workers' number is the one with which new threads begin
+        torch.set_num_threads(threads)
+    if errors:
+        raise errors[min(errors)]
+    return [results[k] for k in range(len(items))]
