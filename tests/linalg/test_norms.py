@@ -114,6 +114,37 @@ def test_h2_norms_of_an_error_and_of_the_whole_together(build, output: str, feed
     assert h2_error_and_norm(full, near)[0] == pytest.approx(h2_norm(replace(full, c=full.c * 1e-9, d=None)), rel=1e-5)
 
 
+@pytest.mark.parametrize("feedthrough", ["none", "diagonal", "dense", "cancelling"])
+def test_h2_norm_of_many_poles_against_the_impulse_response(feedthrough: str) -> None:
+    """More poles than one block of pairs holds."""
+    system = ring_system(150, 5, 5, seed=3, largest=0.95)
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    first = (system.c @ system.b).real
+    feeds = {"none": None, "diagonal": dense.diag().diag(), "dense": dense, "cancelling": -first}
+    system = replace(system, d=feeds[feedthrough])
+    wanted = float(system.markov_parameters(800).square().sum().sqrt())
+    assert h2_norm(system) == pytest.approx(wanted, rel=1e-11)
+    reduced = ring_system(70, 5, 5, seed=4, largest=0.95)
+    reduced = replace(reduced, d=system.d)
+    gap = (system.markov_parameters(800) - reduced.markov_parameters(800)).square().sum().sqrt()
+    assert h2_error_and_norm(system, reduced) == pytest.approx((float(gap), wanted), rel=1e-11)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("feedthrough", [False, True])
+def test_the_estimate_of_wide_errors_with_narrow_peaks(seed: int, feedthrough: bool) -> None:
+    """The climb from the grid ends at the norm, whatever the number of inputs and outputs."""
+    full = ring_system(24, 20 + 3 * seed, 28 - 2 * seed, seed=seed, largest=1 - 10.0 ** -(1 + seed))
+    reduced = ring_system(9, full.inputs, full.outputs, seed=seed + 10, largest=0.99)
+    if feedthrough:
+        generator = torch.Generator().manual_seed(seed)
+        full = replace(full, d=torch.randn(full.outputs, full.inputs, generator=generator, dtype=torch.float64))
+    for system in (difference(full, reduced), difference(realify(full), realify(reduced))):
+        norm = hinf_norm(system)
+        assert 0.995 * norm <= hinf_estimate(system) <= norm * (1 + 1e-7)
+
+
 def test_defective_dense_systems_are_swept_without_eigenvectors() -> None:
     jordan = 0.9 * torch.eye(4, dtype=torch.float64) + torch.diag(torch.ones(3, dtype=torch.float64), 1)
     b, c = torch.zeros(4, 1, dtype=torch.float64), torch.zeros(1, 4, dtype=torch.float64)

@@ -156,6 +156,7 @@ def _errors(full: StateSpace, stored: StateSpace, exact: bool, horizon: int | No
     tasks: list[Callable[[], tuple[float | None, ...]]] = [
         lambda: (peak(error),),
         lambda: (peak(full),),
-        lambda: (*h2_error_and_norm(full, stored), changed()),
+        lambda: h2_error_and_norm(full, stored),
+        lambda: (changed(),),
     ]
     return _Errors(*(value for values in side_by_side(tasks) for value in values))

@@ -36,9 +36,9 @@ def product(first: Tensor, second: Tensor) -> Tensor:
     if first.is_complex():
         return torch.complex(first.real @ second, first.imag @ second)
     columns = torch.view_as_real(second.resolve_conj().contiguous()).flatten(-2)
-    if first.ndim == 2 and second.ndim == 2 and columns.shape[-1] <= _NARROW:
+    if first.ndim == 2 and second.ndim == 2 and 0 < columns.shape[-1] <= _NARROW:
         return _narrow_product(first, columns)
-    return torch.view_as_complex((first @ columns).unflatten(-1, (-1, 2)))
+    return torch.view_as_complex((first @ columns).unflatten(-1, (second.shape[-1], 2)))
 
 
 def _narrow_product(first: Tensor, columns: Tensor) -> Tensor:

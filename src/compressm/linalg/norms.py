@@ -119,14 +119,12 @@ class _PairTerms:
         for start in range(0, n, each):
             rows, columns = slice(start, start + each), slice(start, None)
             gaps, crossed = (
-                pole_gaps(
-                    a[rows], turned(a[columns]), None if log_a is None else (log_a[rows], turned(log_a[columns]))
-                )
+                pole_gaps(a[rows], turned(a[columns]), None if log_a is None else (log_a[rows], turned(log_a[columns])))
                 for turned in (torch.conj_physical, torch.positive)
             )
             (s, mirrored_s), (d, mirrored_d) = (_column_products(x, rows, columns) for x in (seen, driven))
             plain, mixed = (s * d).conj_physical_() / gaps, mirrored_s * mirrored_d / crossed
-            size = sum(part.abs() for t in (plain, mixed) for part in (t.real, t.imag))
+            size = plain.real.abs() + plain.imag.abs() + mixed.real.abs() + mixed.imag.abs()
             for whole, part in ((terms, (plain.real + mixed.real) / 2), (sizes, size)):
                 part[:, each:] *= 2
                 whole[rows, columns] = part

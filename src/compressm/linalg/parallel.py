@@ -75,7 +75,7 @@ def side_by_side(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     """The results of independent tasks, in their order, on the threads that torch has, the caller's own among them.
 
     Each of the tasks that run at once has its share of the threads. They run in the caller's grad and inference
-    mode and without autocast. An error is raised when all have ended: that of the first task that failed.
+    mode and without autocast. After an error no further task begins; it is raised when those that run have ended.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(tasks))
@@ -107,28 +107,27 @@ def _on_workers(run: Callable[[Item], Result], items: Sequence[Item], workers: i
     """
     threads = torch.get_num_threads()
     results: dict[int, Result] = {}
-    errors: dict[int, BaseException] = {}
+    failed: list[int] = []
     left, lock = iter(range(len(items))), Lock()
 
     def work() -> None:
         torch.set_num_threads(each)
-        while not errors:
+        while not failed:
             with lock:
                 k = next(left, None)
             if k is None:
                 return
             try:
                 results[k] = run(items[k])
-            except BaseException as error:  # raised below, by the caller's thread
-                errors[k] = error
+            finally:
+                failed.extend([] if k in results else [k])
 
     try:
         with ThreadPoolExecutor(workers - 1) as pool:
-            for _ in range(workers - 1):
-                pool.submit(work)
+            others = [pool.submit(work) for _ in range(workers - 1)]
             work()
     finally:
         torch.set_num_threads(threads)
-    if errors:
-        raise errors[min(errors)]
+    for other in others:
+        other.result()
     return [results[k] for k in range(len(items))]

@@ -22,7 +22,7 @@ _Resolvent = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True, eq=False)
 class Gains:
-    """Lower estimates `sizes` of the gain at `omega` `(F,)`; unit vectors v `(m, F)` and y `(p, F)` with G v = size y."""
+    """Lower estimates `sizes` of the gain at `omega` `(F,)`: G v = size y for unit vectors v `(m, F)`, y `(p, F)`."""
 
     omega: Tensor
     sizes: Tensor
