@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compressm.adapters.holding import single
+from compressm.linalg.scan import scan_
 from compressm.linalg.statespace import StateSpace
 
 _ROWS = 2048  # samples of which products are formed at once, at most
@@ -56,6 +57,31 @@ class Leap:
         """The states p steps later."""
         return torch.addcmul(drive, x, self._power) if self._diagonal else drive + x @ self._power
 
+    def moves_(self, x: Tensor, drives: Tensor, second: Leap | None, follow: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What many moves from x lead to, each followed by one of `second` if there is one.
+
+        `drives` and `follow` are (*h, T, batch, n) and are written over. Returns all states before the second moves
+        (*h, T, batch, n), and the last state (*h, batch, n).
+        """
+        if second is None or follow is None:
+            states = scan_(drives, self._power, x) if self._diagonal else self._one_by_one_(x, drives)
+            return states, states.select(-3, -1)
+        if not self._diagonal:
+            for come, after in zip(drives.unbind(-3), follow.unbind(-3), strict=True):
+                come += x @ self._power
+                x = second.move(come, after)
+            return drives, x
+        ends = scan_(follow.addcmul_(drives, second._power.unsqueeze(-3)), self._power * second._power, x)
+        drives.select(-3, 0).addcmul_(x, self._power)
+        drives[..., 1:, :, :].addcmul_(ends[..., :-1, :, :], self._power.unsqueeze(-3))
+        return drives, ends.select(-3, -1)
+
+    def _one_by_one_(self, x: Tensor, drives: Tensor) -> Tensor:
+        for come in drives.unbind(-3):
+            come += x @ self._power
+            x = come
+        return drives
+
 
 def state_blocks(system: StateSpace, u: Tensor, mask: Tensor | None, stride: int, last: int) -> Iterator[Blocks]:
     """Blocks of `stride` steps from a zero state, the last of which ends with the data; `last` of them are looked at.
@@ -73,7 +99,9 @@ def state_blocks(system: StateSpace, u: Tensor, mask: Tensor | None, stride: int
     data = torch.nn.functional.pad(data, (front, 0))
     still = ~data.cummax(1).values  # nothing came in yet
     counted, still = (t.unflatten(1, (count, stride))[..., stride - last :].movedim(1, 0) for t in (data, still))
-    u = torch.nn.functional.pad(u.to(device), (0, 0, front, 0)).unflatten(1, (count, stride))
+    u = (torch.nn.functional.pad(u.to(device), (0, 0, front, 0)) if front else u.to(device)).unflatten(
+        1, (count, stride)
+    )
     u = u.unflatten(-1, (*h, system.inputs)).movedim((1, 0, 2, -1), (dims, dims + 1, dims + 2, dims + 3))
     first = Leap(system, stride - last + 1, device)
     second = Leap(system, last - 1, device) if last > 1 else None
@@ -83,17 +111,10 @@ def state_blocks(system: StateSpace, u: Tensor, mask: Tensor | None, stride: int
     for start in range(0, count, many):
         part = u[(slice(None),) * dims + (slice(start, start + many),)]  # (*h, T, batch, p, m)
         ahead, seen = part[..., : stride - last + 1, :], part[..., stride - last + 1 :, :]
-        before = first.drive(ahead).unbind(dims)
-        through = before if second is None else second.drive(seen).unbind(dims)
-        kept: list[Tensor] = []
-        for come, follow in zip(before, through, strict=True):
-            x = first.move(x, come)
-            kept.append(x)
-            if second is not None:
-                x = second.move(x, follow)
+        states, x = first.moves_(x, first.drive(ahead), second, None if second is None else second.drive(seen))
         span = slice(start, start + many)
         yield Blocks(
-            torch.cat(kept, -2),
+            states.flatten(-3, -2),
             single(seen.flatten(-4, -3)),
             counted[span].flatten(0, 1),
             still[span].flatten(0, 1),

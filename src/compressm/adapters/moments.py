@@ -20,6 +20,7 @@ from compressm.linalg.statespace import StateSpace
 _SAMPLES = 16  # states of which outer products are formed, for each real state, evenly spread over time,
 _LEAST_SAMPLES, _MOST_SAMPLES = 4_000, 16_000  # within these limits
 _SPREAD = 8  # positions of the shortest sequences that are looked at, where not all are
+_NEAR_ONE = 2**10  # inputs of which the largest is this near 1 are taken as they are
 _BLOCKS, _LEAST_BLOCK = 4, 64  # of rows of a sum of outer products, and of how many rows at least
 _SUMMED = 2**22  # numbers in the moments that are advanced from sample to sample, where that is more than one step
 
@@ -135,7 +136,10 @@ def _sum_outer_products(
     # States are simulated in single precision: at size 1, so that their squares neither overflow nor vanish.
     size = _largest(values for values, _ in passes), _largest([system.b])
     system = replace(system, b=system.b / size[1])
-    passes = [(values / size[0], mask) for values, mask in passes]
+    if not 1 / _NEAR_ONE <= size[0] <= _NEAR_ONE:
+        passes = [(values / size[0], mask) for values, mask in passes]
+    else:
+        size = 1.0, size[1]
     samples = min(max(_SAMPLES * frame_states(system, frame), _LEAST_SAMPLES), _MOST_SAMPLES)
     stride = max(1, -(-extent.positions // samples))
     last = _steps_summed(system, frame, stride)
@@ -158,11 +162,11 @@ def _sum_outer_products(
     if joint is None or count == 0:
         return None
     joint = _parts_apart(joint.cpu(), system, frame)
-    total = JointMoments.of(joint, system, frame).of_states_to_come(system, last - 1)
+    total = joint if last == 1 else JointMoments.of(joint, system, frame).of_states_to_come(system, last - 1)
     for edge_sum in edges:
-        total = total + edge_sum.cpu()
+        total += edge_sum.cpu()
     scale = size[0] * size[1]
-    return MomentSum(total * scale * scale, count)
+    return MomentSum(total.mul_(scale).mul_(scale), count)
 
 
 def _steps_summed(system: StateSpace, frame: Frame, stride: int) -> int:
@@ -236,6 +240,9 @@ def _parts_apart(moments: Tensor, system: StateSpace, frame: Frame) -> Tensor:
     if frame is not Frame.REAL or not system.is_complex:
         return moments
     n, size = system.order, moments.shape[-1]
+    if size == 2 * n:
+        apart = moments.unflatten(-1, (n, 2)).unflatten(-3, (n, 2)).transpose(-4, -3).transpose(-2, -1)
+        return apart.flatten(-2).flatten(-3, -2)
     order = torch.cat([torch.arange(0, 2 * n, 2), torch.arange(1, 2 * n, 2), torch.arange(2 * n, size)])
     return moments[..., order, :][..., order]
 

@@ -154,9 +154,10 @@ def _errors(full: StateSpace, stored: StateSpace, exact: bool, horizon: int | No
         return _Errors(lost.gain, whole.gain, lost.energy, whole.energy, changed())
     peak = hinf_norm if exact else hinf_estimate
     tasks: list[Callable[[], tuple[float | None, ...]]] = [
+        lambda: (changed(),),  # what takes longest begins first
         lambda: (peak(error),),
-        lambda: (peak(full),),
         lambda: h2_error_and_norm(full, stored),
-        lambda: (changed(),),
+        lambda: (peak(full),),
     ]
-    return _Errors(*(value for values in side_by_side(tasks) for value in values))
+    (change,), (hinf,), (h2, h2_whole), (hinf_whole,) = side_by_side(tasks)
+    return _Errors(hinf, hinf_whole, h2, h2_whole, change)

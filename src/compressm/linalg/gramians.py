@@ -146,7 +146,7 @@ def moment_factor(moments: Tensor) -> Tensor:
     moments = (moments + moments.mH) / 2
     weights = moments.diagonal(dim1=-2, dim2=-1).real.clamp_min(0).sqrt()
     safe = torch.where(weights > 0, weights, torch.ones_like(weights))
-    scaled = moments / (safe.unsqueeze(-1) * safe.unsqueeze(-2))
+    scaled = (moments / safe.unsqueeze(-1)).div_(safe.unsqueeze(-2))
     factor, info = torch.linalg.cholesky_ex(scaled)
     indefinite = info != 0
     if bool(indefinite.any()):

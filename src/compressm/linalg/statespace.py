@@ -12,6 +12,7 @@ from compressm.checks import brief, require_kind
 from compressm.errors import InvalidSystemError, UnstableSystemError
 from compressm.linalg.elementary import all_finite, complex_expm1, product
 from compressm.linalg.parallel import eigenvalues
+from compressm.linalg.scan import scan_
 
 Output = Literal["real", "complex"]
 
@@ -195,11 +196,13 @@ class StateSpace:
         for part in u.split(max(1, _BLOCK // max(1, x.numel())), dim=-2) if length else ():
             steps = part.transpose(-3, -2)
             drive = product(steps.flatten(-3, -2), b).unflatten(-2, steps.shape[-3:-1]).to(dtype)
-            states: list[Tensor] = []
-            for come in drive.unbind(-3):
-                x = torch.addcmul(come, x, a) if self.is_diagonal else come + x @ a
-                states.append(x)
-            pieces.append(self._outputs(torch.cat(states, -2), c).unflatten(-2, (len(states), batch)))
+            if self.is_diagonal:
+                scan_(drive, a, x)
+            else:
+                for before, come in zip((x, *drive.unbind(-3)), drive.unbind(-3), strict=False):
+                    come += before @ a
+            x = drive.select(-3, -1)
+            pieces.append(self._outputs(drive.flatten(-3, -2), c).unflatten(-2, (drive.shape[-3], batch)))
         y = torch.cat(pieces, -3) if pieces else self._outputs(x.new_zeros(*h, 0, batch, self.order), c)
         y = y.transpose(-3, -2)
         if self.d is not None:
