@@ -105,10 +105,10 @@ class _BankConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, kernel: Tensor) -> Tensor:
         size = good_size(2 * u.shape[-1] - 1)
-        response = torch.fft.rfft(kernel, n=size)
+        response, padded = torch.fft.rfft(kernel, n=size), _room(u, size)
         y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
         for part in _groups(u, size):
-            spectrum = torch.fft.rfft(u[part], n=size).mul_(response[part, None])
+            spectrum = _transform(u[part], padded).mul_(response[part, None])
             y[part] = torch.fft.irfft(spectrum, n=size)[..., : u.shape[-1]]
         ctx.save_for_backward(u, response)
         ctx.size = size
@@ -122,11 +122,11 @@ class _BankConvolution(torch.autograd.Function):
         wants_u, wants_kernel = ctx.needs_input_grad
         grad_u = torch.empty(u.shape, dtype=u.dtype, device=u.device) if wants_u else None
         grad_kernel = u.new_empty(u.shape[0], length) if wants_kernel else None
-        response = response.conj_physical()
+        response, padded = response.conj_physical(), _room(u, size)
         for part in _groups(u, size):
-            ahead = torch.fft.rfft(grad[part], n=size)
+            ahead = _transform(grad[part], padded)
             if grad_kernel is not None:
-                correlation = torch.fft.rfft(u[part], n=size).conj().mul(ahead).sum(1)
+                correlation = _transform(u[part], padded).conj_physical_().mul_(ahead).sum(1)
                 grad_kernel[part] = torch.fft.irfft(correlation, n=size)[:, :length]
             if grad_u is not None:
                 grad_u[part] = torch.fft.irfft(ahead.mul_(response[part, None]), n=size)[..., :length]
@@ -135,8 +135,27 @@ class _BankConvolution(torch.autograd.Function):
 
 def _groups(u: Tensor, size: int) -> Iterator[slice]:
     """Channels of u (H, batch, L) a few at a time."""
-    channels = max(1, _GROUP_BYTES // max(1, u.shape[1] * size * u.element_size()))
+    channels = _channels(u, size)
     return (slice(start, start + channels) for start in range(0, u.shape[0], channels))
+
+
+def _channels(u: Tensor, size: int) -> int:
+    """How many channels of u (H, batch, L) are taken at a time."""
+    return min(u.shape[0], max(1, _GROUP_BYTES // max(1, u.shape[1] * size * u.element_size())))
+
+
+def _room(u: Tensor, size: int) -> Tensor:
+    """Room for one group's signals with zeros behind them, which every group uses again."""
+    room = u.new_empty(_channels(u, size), u.shape[1], size)
+    room[..., u.shape[-1] :] = 0
+    return room
+
+
+def _transform(signals: Tensor, room: Tensor) -> Tensor:
+    """The transform of signals (channels, batch, L) with zeros behind them."""
+    padded = room[: len(signals)]
+    padded[..., : signals.shape[-1]] = signals
+    return torch.fft.rfft(padded)
 
 
 def _check(nu: Tensor, theta: Tensor, w_re: Tensor, w_im: Tensor, u: Tensor, feedthrough: Tensor | None) -> None:

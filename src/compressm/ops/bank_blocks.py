@@ -50,7 +50,7 @@ class _Powers(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, nu: Tensor, theta: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-        power = doubled_powers(nu, theta, count, 1, dtype)
+        power = doubled_powers(nu, theta, count, dtype)
         ctx.save_for_backward(power)
         ctx.dtypes = nu.dtype, theta.dtype
         return power

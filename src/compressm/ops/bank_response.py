@@ -29,8 +29,8 @@ def bank_response(nu: Tensor, theta: Tensor, w_re: Tensor, w_im: Tensor, length:
     return kernel
 
 
-def doubled_powers(nu: Tensor, theta: Tensor, count: int, stride: int, dtype: torch.dtype) -> Tensor:
-    """exp((-nu + i theta) stride k) for k < count, (H, count, N) complex.
+def doubled_powers(nu: Tensor, theta: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """exp((-nu + i theta) k) for k < count, (H, count, N) complex.
 
     By doubling, from powers that are exact in float64 at each level: one rounding a level, and no more than
     N log2(count) exponentials.
@@ -40,13 +40,20 @@ def doubled_powers(nu: Tensor, theta: Tensor, count: int, stride: int, dtype: to
     result[:, 0] = 1
     filled = 1
     while filled < count:
-        decay = nu * (stride * filled)
+        decay = nu * filled
         radius = torch.exp(-decay).masked_fill_(decay > _CUTOFF[dtype], 0.0)
-        power = torch.polar(radius, theta * (stride * filled)).to(result.dtype)
+        power = torch.polar(radius, theta * filled).to(result.dtype)
         after = result[:, filled : 2 * filled]
         write(after, torch.mul, result[:, : after.shape[1]], power[:, None])
         filled += after.shape[1]
     return result
+
+
+def two_level_powers(nu: Tensor, theta: Tensor, fine: int, coarse: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """lambda^r for r < T = `fine`, (H, T, N), and lambda^{qT} for q < Q = `coarse`, (H, Q, N), in the calls of one."""
+    nu, theta = torch.cat([precise(nu), fine * precise(nu)]), torch.cat([precise(theta), fine * precise(theta)])
+    along, across = doubled_powers(nu, theta, max(fine, coarse), dtype).chunk(2)
+    return along[:, :fine], across[:, :coarse]
 
 
 def pairs(x: Tensor) -> Tensor:
@@ -65,8 +72,7 @@ class _BankResponse(torch.autograd.Function):
         root = math.isqrt(max(length - 1, 0)) + 1
         fine = max(1, min(length, -(-root // _LANES) * _LANES))
         coarse = -(-length // fine)
-        along = doubled_powers(nu, theta, fine, 1, w_re.dtype)  # (H, T, N)
-        across = doubled_powers(nu, theta, coarse, fine, w_re.dtype)  # (H, Q, N)
+        along, across = two_level_powers(nu, theta, fine, coarse, w_re.dtype)
         weight = torch.complex(w_re, w_im)
         left = (
             weight[:, None] * across

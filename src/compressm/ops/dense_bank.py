@@ -34,7 +34,10 @@ def dense_bank_response(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
 
 
 class _DenseBankResponse(torch.autograd.Function):
-    """Written out since the graph of the doublings costs more than their products."""
+    """Written out since the graph of the doublings costs more than their products.
+
+    The backward pass works on the conjugates of gradients, so that what was saved needs none.
+    """
 
     @staticmethod
     def forward(ctx: Any, change: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
@@ -56,10 +59,10 @@ class _DenseBankResponse(torch.autograd.Function):
         fine, length = columns.shape[-1], grad.shape[-1]
         grad = torch.nn.functional.pad(grad, (0, rows.shape[-1] * fine - length)).view(len(grad), -1, fine)
         grad = grad.to(rows.dtype)
-        grad_last, grad_c = _doubled_backward(rows, across, torch.bmm(columns.conj(), grad.mT), None)
+        grad_last, grad_c = _doubled_backward(rows, across, torch.bmm(columns, grad.mT), None)
         grad_power = None if grad_last is None else grad_last.mT
-        grad_change, grad_b = _doubled_backward(columns, along[:-1], torch.bmm(rows.conj(), grad), grad_power)
-        return grad_change, grad_b, grad_c, None
+        grad_change, grad_b = _doubled_backward(columns, along[:-1], torch.bmm(rows, grad), grad_power)
+        return None if grad_change is None else grad_change.conj(), grad_b.conj(), grad_c.conj(), None
 
 
 def _powers(change: Tensor, count: int) -> list[Tensor]:
@@ -84,16 +87,16 @@ def _doubled_backward(
     columns: Tensor, powers: list[Tensor], grad: Tensor, grad_power: Tensor | None
 ) -> tuple[Tensor | None, Tensor]:
     """Gradients of the first power and of x, from those of the columns (changed in place) and of the last power's
-    successor.
+    successor; all conjugate.
 
     None where that gradient is None and there is no power.
     """
     for level in reversed(range(len(powers))):
         power, half = powers[level], 1 << level
         later, known = grad[..., half : 2 * half], columns[..., :half]
-        through = torch.bmm(later, known.mH)
+        through = torch.bmm(later, known.mT)
         if grad_power is not None:  # of 2 P + P P
-            through.add_(grad_power, alpha=2).baddbmm_(grad_power, power.mH).baddbmm_(power.mH, grad_power)
+            through.add_(grad_power, alpha=2).baddbmm_(grad_power, power.mT).baddbmm_(power.mT, grad_power)
         grad_power = through
-        grad[..., :half] += later + torch.bmm(power.mH, later)
+        grad[..., :half] += later + torch.bmm(power.mT, later)
     return grad_power, grad[..., 0]

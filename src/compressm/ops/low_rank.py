@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressm.ops.bank_response import doubled_powers
+from compressm.ops.bank_response import two_level_powers
 from compressm.ops.checks import check_low_rank_bank
 from compressm.ops.convolution import good_size
 from compressm.ops.derivative import written_out
@@ -58,13 +58,12 @@ class _LowRankResponse(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, nu: Tensor, theta: Tensor, left: Tensor, right: Tensor, length: int) -> Tensor:
-        channels, _, order = left.shape
+        channels = len(left)
         root = math.isqrt(max(length - 1, 0)) + 1
         fine = max(1, min(length, -(-root // _LANES) * _LANES))
         coarse = -(-length // fine)
-        both = torch.cat([nu, fine * nu]), torch.cat([theta, fine * theta])
-        power = doubled_powers(*both, max(fine, coarse), 1, left.real.dtype).view(2, channels, 1, -1, order)
-        along, across = power[0, :, :, :fine], power[1, :, :, :coarse]  # (H, 1, T, N), (H, 1, Q, N)
+        powers = two_level_powers(nu, theta, fine, coarse, left.real.dtype)
+        along, across = (power[:, None] for power in powers)  # (H, 1, T, N), (H, 1, Q, N)
         rows, columns = left[:, :, None] * across, right[:, :, None] * along
         product = torch.bmm(rows.flatten(1, 2), columns.flatten(1, 2).mT).view(channels, 2, coarse, 2, fine)
         responses = product.transpose(2, 3).reshape(channels, 2, 2, coarse * fine)  # [[k_cb, k_cp], [k_qb, k_qp]]
