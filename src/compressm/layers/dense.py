@@ -19,7 +19,7 @@ class DenseSSM(SequenceLayer):
     At the start A is block diagonal of 2 x 2 rotations, scaled to radii whose square is uniform on
     [r_min^2, r_max^2] (the real form of the LRU's ring), with one real pole if N is odd; the rows of B are scaled by
     sqrt(1 - radius^2), so that white input gives states of one size; C is N(0, 1 / N), D diagonal N(0, 1).
-    Nothing keeps A stable in training.
+    Nothing keeps A stable in training; the page on guarantees says what can be done ("Unstable layers").
 
     Raises ConfigError for a width below 1, a negative order, or a ring that is not 0 <= r_min < r_max < 1.
     """
