@@ -11,6 +11,7 @@ from compressm.errors import InvalidSystemError
 from compressm.layers.layout import Layout
 from compressm.ops.bank import bank_lti, bank_reference
 from compressm.ops.bank_response import bank_response
+from compressm.ops.convolution import good_size
 
 
 def bank(width, order, *, radius=(0.5, 0.999), dtype=torch.float64, seed=0):
@@ -64,6 +65,18 @@ def test_gradients_in_blocks_are_those_of_the_convolution(length) -> None:
         torch.autograd.grad((bank_lti(*leaves, in_blocks=blocks) * weight).sum(), leaves) for blocks in (True, False)
     )
     assert all(torch.allclose(f, w, atol=1e-10) for f, w in zip(found, wanted, strict=True))
+
+
+def test_channels_in_groups_are_those_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaves = [p.requires_grad_() for p in (*bank(7, 3), torch.randn(2, 40, 7, dtype=torch.float64))]
+    weight, found = torch.randn(2, 40, 7, dtype=torch.float64), []
+    for channels in (7, 3):  # 3, 3 and 1: groups of one size, and the rest
+        monkeypatch.setattr("compressm.ops.bank._GROUP_BYTES", channels * 2 * good_size(79) * 8)
+        y = bank_lti(*leaves, in_blocks=False)
+        found.append([y, *torch.autograd.grad(y, leaves, weight)])
+    for whole, grouped in zip(*found, strict=True):
+        torch.testing.assert_close(grouped, whole, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(found[1][0], bank_reference(*leaves), atol=1e-11)
 
 
 def test_long_memory_in_single_precision() -> None:
