@@ -11,6 +11,7 @@ from compressm.layers import FAMILIES, LayerKind, MaskedBatchNorm
 from compressm.ops import bank_lti, dense_bank_response, diagonal_lti, kernels_run, low_rank_response, use_kernels
 from compressm.ops.cost import Form
 from compressm.ops.pointwise import gelu_dropout
+from compressm.ops.scan import matrix_scan
 
 WRITTEN_OUT = [kind for kind in LayerKind if kind is not LayerKind.DENSE]
 
@@ -41,6 +42,15 @@ def test_second_derivatives_of_a_dense_layer_are_right() -> None:
     model = FAMILIES[LayerKind.DENSE].layer(2, 3).double()
     u = torch.randn(1, 9, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(model, (u,))
+
+
+@pytest.mark.parametrize("steps", [1, 5, 9, 40])
+def test_first_and_second_derivatives_of_a_scan_are_right(steps: int) -> None:
+    torch.manual_seed(0)
+    drive = torch.randn(2, steps, 3, dtype=torch.float64, requires_grad=True)
+    a = (0.5 * torch.randn(3, 3, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(matrix_scan, (drive, a))
+    assert torch.autograd.gradgradcheck(matrix_scan, (drive, a))
 
 
 def test_the_reference_can_be_differentiated_twice(make_system, signal) -> None:

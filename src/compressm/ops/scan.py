@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from compressm.ops.precision import precise
 
@@ -32,23 +31,26 @@ class _MatrixScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, drive: Tensor, a: Tensor) -> Tensor:
         powers = _powers(a, drive.shape[1])
-        states = _room(drive, len(powers))
-        states[:, 1 : drive.shape[1]] = drive[:, :-1]
-        _accumulate_(states, [power.mT for power in powers])
-        ctx.save_for_backward(states, *powers)
-        return states[:, : drive.shape[1]]
+        room = _room(drive, len(powers))
+        room[:, 1 : drive.shape[1]] = drive[:, :-1]
+        _accumulate_(room, [power.mT for power in powers])
+        states = room[:, : drive.shape[1]]
+        ctx.save_for_backward(states, a, *powers)
+        return states
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        states, *powers = ctx.saved_tensors
-        steps = grad.shape[1]
-        sums = _room(grad, len(powers))
-        sums[:, 1:steps] = grad[:, 1:].flip(1)  # s_0 does not depend on anything
-        _accumulate_(sums, powers)
-        ahead = torch.cat([sums[:, 1:steps].flip(1), sums[:, :1]], 1)  # at q the gradient of s_{q+1}
-        grad_a = ahead.flatten(0, 1).mT @ states[:, :steps].flatten(0, 1)
-        return ahead, grad_a
+        states, a, *powers = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
+                ahead = matrix_scan(grad.flip(1), a.mT).flip(1)
+            else:
+                steps = grad.shape[1]
+                sums = _room(grad, len(powers))
+                sums[:, 1:steps] = grad[:, 1:].flip(1)  # s_0 does not depend on anything
+                _accumulate_(sums, powers)
+                ahead = torch.cat([sums[:, 1:steps].flip(1), sums[:, :1]], 1)  # at q the gradient of s_{q+1}
+            return ahead, ahead.flatten(0, 1).mT @ states.flatten(0, 1)
 
 
 def _powers(a: Tensor, steps: int) -> list[Tensor]:

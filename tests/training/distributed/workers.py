@@ -51,6 +51,7 @@ class Training:
         probe: int | None = None,
         shard: list[str] | None = None,
         refit: bool = False,
+        compiled: str | None = None,
         **options: Any,
     ) -> None:
         if probe is not None:
@@ -67,7 +68,10 @@ class Training:
             for name in shard:  # modules inside first, as fully_shard asks for
                 fully_shard(self.model.get_submodule(name))
         elif size > 1:
-            self.wrapped = DistributedDataParallel(self.model, **(ddp or {}))
+            inside = torch.compile(self.model, backend="aot_eager") if compiled == "inside" else self.model
+            self.wrapped = DistributedDataParallel(inside, **(ddp or {}))
+        if compiled == "outside":
+            self.wrapped = torch.compile(self.wrapped, backend="aot_eager")
         torch.manual_seed(100 + rank)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 300)
