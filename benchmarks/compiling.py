@@ -1,7 +1,7 @@
 """What `torch.compile` (Inductor) costs and gives: seconds until the first step is done, and the step with and without.
 
     python benchmarks/compiling.py              # two sizes, about a minute
-    python benchmarks/compiling.py --smoke      # one tiny size
+    python benchmarks/compiling.py --smoke      # one tiny size, without Inductor
 
 A narrow model's recurrence is a convolution, in plain PyTorch where compiled; a wide one's is the chunked form, one
 operator in the graph. Steps (forward, backward) with and without the compiler alternate; compiled code is not cached
@@ -30,14 +30,14 @@ SIZES = [(8, 47, 784, 50), (128, 192, 784, 8)]  # H, N, L, batch
 SMOKE_SIZES = [(4, 6, 40, 4)]
 
 
-def measure(size: tuple[int, int, int, int], rounds: int) -> dict[str, object]:
+def measure(size: tuple[int, int, int, int], rounds: int, backend: str) -> dict[str, object]:
     """One row: seconds to compile, milliseconds of a step."""
     width, order, length, batch = size
     torch.compiler.reset()
     torch.manual_seed(0)
     model = SequenceModel(ModelConfig(inputs=1, outputs=10, width=width, order=order, blocks=1))
     x, y = torch.randn(batch, length, 1), torch.randint(0, 10, (batch,))
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
 
     def step(run: nn.Module) -> float:
         start = time.perf_counter()
@@ -70,7 +70,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     sizes, rounds = (SMOKE_SIZES, 2) if options.smoke else (SIZES, options.rounds)
-    rows = [measure(size, rounds) for size in sizes]
+    backend = "aot_eager" if options.smoke else "inductor"
+    rows = [measure(size, rounds, backend) for size in sizes]
     print(table(rows))
     folder = Path(tempfile.mkdtemp()) if options.smoke else RESULTS
     write("compiling", "torch.compile", {"One block, forward and backward": rows}, folder)
