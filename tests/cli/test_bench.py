@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from compressm.cli.report.bench import TYPICAL
+from compressm.cli.console import Terminal
+from compressm.cli.report.bench import TYPICAL, bench_tables
+from compressm.cli.report.show import print_table
 from compressm.ops import (
     CostTable,
     Form,
@@ -43,6 +45,19 @@ def test_it_times_all_forms_and_marks_the_chosen(command: Command) -> None:
     for form in ("convolution", "chunked", *(["lanes"] if kernels_run() else [])):
         assert form in result.out
     assert result.out.count("chosen") == 1
+
+
+def test_rows_of_all_sizes_fit_into_80_characters(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shapes = [Shape(50, 65536, 512, 512, 1024, True), Shape(1, 20, 2, 2, 3, True)]
+    times = [FormTime(Form.CONVOLUTION, 1.23456, 0.123456), FormTime(Form.CHUNKED, 0.123456, 1.23456)]
+    (table,) = bench_tables([(shape, times) for shape in shapes])
+    print_table(Terminal().out, table)
+    lines = capsys.readouterr().out.splitlines()
+    words = [line.split() for line in lines]
+    assert ["50", "65536", "512", "1024", "convolution", "123", "1.23e+03", "1.00"] in [line[:8] for line in words]
+    assert [line[:4] for line in words].count(["chunked", "1.23e+03", "123", "10.00"]) == 2  # sizes stand once
+    assert ["batch", "L", "H", "N", "form"] in [line[:5] for line in words]
 
 
 def test_sizes_come_all_or_none(command: Command) -> None:

@@ -169,3 +169,11 @@ def test_empty_dimensions(n: int, m: int, p: int) -> None:
     assert system.markov_parameters(3).shape == (3, p, m)
     assert system.frequency_response(torch.zeros(5)).shape == (5, p, m)
     assert system.simulate(torch.ones(2, 4, m)).shape == (2, 4, p)
+
+
+def test_a_skip_of_each_channel_is_told_how_to_be_given() -> None:
+    a, b, c = torch.full((4,), 0.5), torch.ones(4, 2), torch.ones(2, 4)
+    with pytest.raises(InvalidSystemError, match=r"Wanted d .*= \(2, 2\); .* A factor for each channel is torch\.diag"):
+        StateSpace(a, b, c, d=torch.ones(2))
+    with pytest.raises(InvalidSystemError, match=r"d \(3,\)\.$"):
+        StateSpace(a, b, c, d=torch.ones(3))

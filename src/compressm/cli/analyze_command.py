@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from compressm.cli.stopping import import_torch
 from compressm.errors import ConfigError
 
 
@@ -23,6 +24,7 @@ def analyze(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show results and errors only.")] = False,
 ) -> int:
     """Show the Hankel singular values of a model, and the orders that each tolerance would give."""
+    import_torch()
     from compressm.cli.console import Terminal
     from compressm.cli.folder import require_place
     from compressm.cli.loading import load_data_of
@@ -30,7 +32,7 @@ def analyze(
     from compressm.cli.recorder import count
     from compressm.cli.report.outlook import outlook_tables, spectrum_lines
     from compressm.cli.report.show import print_table
-    from compressm.cli.report.spectra_picture import draw_spectra
+    from compressm.cli.report.spectra_picture import TWO_VALUES, draw_spectra
     from compressm.cli.report.style import FORMATS
     from compressm.cli.stored import open_stored
     from compressm.cli.stored_analysis import (
@@ -59,6 +61,8 @@ def analyze(
     for table in outlook_tables(found, count(stored.model)):
         print_table(terminal.out, table)
     target = picture or stored.path.parent / f"{stored.path.name}-spectra.png"
-    draw_spectra(target, spectrum_lines(found), title="Hankel singular values (circle: what a tolerance keeps)")
+    more = any(len(layer.hankel_singular_values) > layer.order for layer in found[0].plan.layers)
+    kept_up_to = "circle: what a tolerance keeps" + (f"; {TWO_VALUES}" if more else "")
+    draw_spectra(target, spectrum_lines(found), title=f"Hankel singular values ({kept_up_to})")
     terminal.say(f"Picture: {target}")
     return 0

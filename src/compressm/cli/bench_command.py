@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from compressm.cli.stopping import import_torch
+
 
 def bench(
     batch: Annotated[
@@ -27,6 +29,7 @@ def bench(
     Without sizes a range of them is shown. A table that --write makes is fitted to that range; it is used by
     `compressm train --set training.cost_table=FILE`, and stored with the run.
     """
+    import_torch()
     import json
 
     import torch

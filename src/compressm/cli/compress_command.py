@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from compressm.cli.stopping import import_torch
 from compressm.errors import ConfigError
 
 
@@ -34,6 +35,7 @@ def compress(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show results and errors only.")] = False,
 ) -> int:
     """Cut a trained model once, without training, and write a new checkpoint."""
+    import_torch()
     from dataclasses import replace
 
     from compressm.checkpoint import save_checkpoint

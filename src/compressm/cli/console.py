@@ -28,8 +28,8 @@ class Terminal:
     def __init__(self, quiet: bool = False) -> None:
         """Write to the process's standard streams."""
         self.quiet = quiet
-        self.out = Console(highlight=False)
-        self.err = Console(stderr=True, highlight=False)
+        self.out = Console(highlight=False, markup=False, emoji=False)  # brackets and colons in names mean nothing
+        self.err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
     @property
     def shows_progress(self) -> bool:
@@ -39,11 +39,15 @@ class Terminal:
     def say(self, text: str) -> None:
         """A line on what is being done."""
         if not self.quiet:
-            self.err.print(text)
+            self.err.print(text, soft_wrap=True)
+
+    def insist(self, text: str) -> None:
+        """A line that is shown also when quiet."""
+        self.err.print(text, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A warning, which is shown also when quiet."""
-        self.err.print(f"Warning: {text}", soft_wrap=True)
+        self.insist(f"Warning: {text}")
 
     @contextmanager
     def downloads(self) -> Iterator[Callable[[str], DownloadProgress]]:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from compressm.cli.stopping import import_torch
+
 _FURTHER = (("rmse", "{:.4g}"), ("fit", "{:.1f} %"), ("loss", "{:.4f}"))
 
 
@@ -26,6 +28,7 @@ def evaluate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show results and errors only.")] = False,
 ) -> int:
     """Evaluate a model on the test split (or another one) of its data."""
+    import_torch()
     from compressm.cli.console import Terminal
     from compressm.cli.loading import load_data_of
     from compressm.cli.objective import Objective

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -100,6 +101,11 @@ class RunFolder:
     def report(self) -> Path:
         """The report for people."""
         return self.path / "report.md"
+
+    @property
+    def how_to_go_on(self) -> str:
+        """The command that goes on with this run."""
+        return f"Go on with: compressm train --resume {shlex.quote(str(self.path))}"
 
     def config(self) -> RunConfig:
         """The configuration that the run was started with."""

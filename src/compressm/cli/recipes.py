@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from compressm.cli.config import RunConfig
 from compressm.cli.parsing import Tree, build, merge
@@ -90,7 +91,9 @@ def read_yaml(path: Path) -> Tree:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _require_single_keys(yaml.compose(text, yaml.SafeLoader), path)
+        content = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -100,3 +103,18 @@ def read_yaml(path: Path) -> Tree:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}; wanted groups of settings such as 'training:'.")
     return content
+
+
+def _require_single_keys(node: Any, path: Path) -> None:
+    """Raise ConfigError where a key stands twice in a mapping: PyYAML would take the last one without a word."""
+    if getattr(node, "id", None) != "mapping":
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if str(key.value) in lines:
+            raise ConfigError(
+                f"{path} has {key.value!r} twice, on lines {lines[str(key.value)]} and {line}; keep one of them."
+            )
+        lines[str(key.value)] = line
+        _require_single_keys(value, path)

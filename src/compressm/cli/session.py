@@ -32,7 +32,7 @@ from compressm.cli.lock import FolderLock
 from compressm.cli.metrics import MetricsFile
 from compressm.cli.note import RunNote
 from compressm.cli.objective import Objective
-from compressm.cli.parsing import flatten
+from compressm.cli.parsing import Tree, flatten
 from compressm.cli.recorder import Recorder
 from compressm.cli.stopping import StopRequest
 from compressm.cli.stored import KIND
@@ -120,7 +120,12 @@ def _locked(folder: RunFolder, config: RunConfig, dataset: Dataset, terminal: Te
             stack.enter_context(FolderLock(folder.path))
 
         team.first(lock)
-        return Outcome(folder, Objective.of(dataset), _train(folder, config, dataset, terminal, team))
+        try:
+            return Outcome(folder, Objective.of(dataset), _train(folder, config, dataset, terminal, team))
+        except KeyboardInterrupt:
+            if team.rank == 0:
+                terminal.insist(folder.how_to_go_on)
+            raise
 
 
 class _Parts:
@@ -169,6 +174,8 @@ def _train(folder: RunFolder, config: RunConfig, dataset: Dataset, terminal: Ter
         extra = _load_newest(folder, saved, parts, terminal)
         state, length, seconds = LoopState(**extra["loop"]), int(extra["metrics_bytes"]), extra.get("seconds")
         parts.feed.load_state_dict(extra.get("feed", {}))
+        if team.rank == 0:
+            _tell_of_changes(folder, extra.get("config", {}), config, terminal)
         terminal.say(f"Resuming at step {state.step} of {config.training.steps}")
     recorder: Recorder | None = None
     with ExitStack() as stack:
@@ -231,6 +238,22 @@ def _load_newest(folder: RunFolder, saved: list[Path], parts: _Parts, terminal: 
     for damaged in saved[saved.index(used) + 1 :] if parts.team.rank == 0 else []:
         folder.set_aside(damaged)
     return extra
+
+
+def _tell_of_changes(folder: RunFolder, stored: Tree, config: RunConfig, terminal: Terminal) -> None:
+    """Warn where config.yaml was edited after the checkpoint was written."""
+    present = flatten(config)
+    changed = [
+        f"{group}.{name} from {value!r} to {present[group][name]!r}"
+        for group, values in stored.items()
+        for name, value in values.items()
+        if name in present.get(group, {}) and present[group][name] != value
+    ]
+    if changed:
+        terminal.warn(
+            f"{folder.config_file} was changed since the checkpoint was written: {', '.join(changed)}. The run goes on "
+            "with the new values, and not as it would have without the change."
+        )
 
 
 def _require_enough(dataset: Dataset) -> None:

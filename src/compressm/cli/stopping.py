@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
@@ -35,3 +37,21 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Ctrl-C takes effect at the end of the block; a second one at once.
+
+    For imports of compiled modules: some of them drop an exception that reaches them, and the program would go on.
+    """
+    with StopRequest() as stop:
+        yield
+    if stop.requested:
+        raise KeyboardInterrupt
+
+
+def import_torch() -> None:
+    """Import PyTorch, which takes seconds, so that Ctrl-C meanwhile is not lost."""
+    with held_back():
+        import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from compressm.cli.stopping import import_torch
 from compressm.errors import ConfigError
 
 _Model, _Training, _Cuts, _Output = "Model", "Training", "Cuts", "Output"
@@ -97,6 +98,7 @@ def train(
 ) -> int:
     """Train a state space model that shrinks while it trains, and write a run folder with a report."""
     given = dict(locals())
+    import_torch()
     from compressm.cli import session
     from compressm.cli.console import Terminal
     from compressm.cli.flags import settings_from
@@ -119,7 +121,7 @@ def train(
             outcome = session.start(resolved, run, terminal, team)
         if not outcome.complete:
             if team.rank == 0:
-                terminal.err.print(f"Stopped and saved. Go on with: compressm train --resume {outcome.folder.path}")
+                terminal.insist(f"Stopped and saved. {outcome.folder.how_to_go_on}")
             return 130
         if team.rank == 0:
             report(outcome.folder, outcome.objective, terminal)

@@ -94,7 +94,8 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
         if isinstance(error, DataError):
             raise
         remedy = "Store numbers, not objects: sequences of different lengths go into one flat X with offsets."
-        raise DataError(f"{path} holds an array that cannot be read without unpickling: {error} {remedy}") from error
+        reason = str(error).rstrip(".")
+        raise DataError(f"{path} holds an array that cannot be read without unpickling: {reason}. {remedy}") from error
 
 
 def _split(arrays: Mapping[str, NDArray[np.generic]], part: str, path: Path) -> Split:

@@ -262,7 +262,8 @@ def _check(system: StateSpace) -> None:
     if tuple(a.shape) != a_shape or c.shape[:-2] != h or c.shape[-1] != n:
         raise InvalidSystemError(f"The order or batch of a, b and c differ; found {found}.")
     if d is not None and tuple(d.shape) != (*h, c.shape[-2], b.shape[-1]):
-        raise InvalidSystemError(f"Wanted d (*h, p, m) = {(*h, c.shape[-2], b.shape[-1])}; found {found}.")
+        hint = " A factor for each channel is torch.diag(d)." if d.shape == (*h, b.shape[-1]) else ""
+        raise InvalidSystemError(f"Wanted d (*h, p, m) = {(*h, c.shape[-2], b.shape[-1])}; found {found}.{hint}")
     if system.log_a is not None and (tuple(system.log_a.shape) != (*h, n) or a.ndim != b.ndim - 1):
         raise InvalidSystemError(f"log_a {tuple(system.log_a.shape)} belongs to a diagonal a; found {found}.")
     if d is not None and d.is_complex() and system.output == "real":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from compressm.cli.objective import Objective
-from compressm.cli.report.rows import Table, number, percent, with_fits
+from compressm.cli.report.rows import LEGEND, Table, number, percent, with_fits
 from compressm.data.dataset import Dataset
 from compressm.reduction.report import CompressionReport
 
@@ -38,5 +38,5 @@ def after_cut_tables(
     )
     columns = ("layer", "order", "discarded", "bound", "H∞ error", "H2 error", "output change", "Gramians")
     notes = [f"{layer.name}: {text}" for layer in report.layers for text in layer.fallbacks]
-    done = Table("Layers", columns, layers, "\n".join(notes), ("H2 error", "discarded", "Gramians", "bound"))
+    done = Table("Layers", columns, layers, "\n".join(notes), ("H2 error", "discarded", "Gramians", "bound"), LEGEND)
     return Table("Model", ("", "before", "after"), rows), with_fits(done, report.layers)

@@ -25,13 +25,15 @@ def bench_tables(found: list[tuple[Shape, list[FormTime]]]) -> list[Table]:
     for shape, times in found:
         chosen = cost_table().choose(shape, machine)
         least = min(one.measured for one in times)
-        for one in times:
+        sizes = tuple(map(str, (shape.batch, shape.length, shape.inputs, shape.order)))
+        for number, one in enumerate(times):
             mark = "chosen" if one.form is chosen else ""
-            row = (_named(shape), one.form.value, _ms(one.measured), _ms(one.estimated), f"{one.measured / least:.2f}")
-            rows.append((*row, mark))
+            row = (one.form.value, _ms(one.measured), _ms(one.estimated), f"{one.measured / least:.2f}", mark)
+            rows.append((*(sizes if number == 0 else ("",) * len(sizes)), *row))
     what = "forward and backward" if found and found[0][0].training else "forward"
-    columns = ("sizes", "form", "measured ms", "estimated ms", "times the fastest", "")
-    tables = [Table(f"One layer, {what}", columns, tuple(rows))]
+    columns = ("batch", "L", "H", "N", "form", "measured ms", "estimated ms", "/ fastest", "")
+    note = "Sizes: of the batch, of its sequences, of inputs and outputs (H) and of the state (N)."
+    tables = [Table(f"One layer, {what}", columns, tuple(rows), note)]
     if len(found) == 1:
         shape, times = found[0]
         parts = [
@@ -41,10 +43,6 @@ def bench_tables(found: list[tuple[Shape, list[FormTime]]]) -> list[Table]:
         ]
         tables.append(Table("What the estimates are made of", ("form", "part", "ms"), tuple(parts)))
     return tables
-
-
-def _named(shape: Shape) -> str:
-    return f"batch {shape.batch}, L {shape.length}, H {shape.inputs}, N {shape.order}"
 
 
 def _ms(seconds: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from compressm.cli.folder import RunFolder
 from compressm.cli.objective import Objective
 from compressm.cli.report.response_picture import draw_responses
-from compressm.cli.report.spectra_picture import SpectrumLine, draw_spectra
+from compressm.cli.report.spectra_picture import TWO_VALUES, SpectrumLine, draw_spectra
 from compressm.cli.report.style import ACCENT, COLOURS, INK, MUTED, canvas, mark_cuts
 from compressm.cli.report.summary import Curve, RunSummary
 from compressm.cli.responses import load_pairs
@@ -21,9 +21,9 @@ def draw_all(folder: RunFolder, summary: RunSummary, objective: Objective) -> di
     cuts = [cut for cut in summary.cuts if cut.order_after < cut.order_before]
     if cuts:
         path = folder.pictures / "spectra.png"
-        draw_spectra(
-            path, _spectrum_lines(summary), "Hankel singular values through training (circle: what a cut kept)"
-        )
+        more = any(len(layer.spectrum) > layer.before for cut in cuts for layer in cut.layers)
+        kept_up_to = "circle: what a cut kept" + (f"; {TWO_VALUES}" if more else "")
+        draw_spectra(path, _spectrum_lines(summary), f"Hankel singular values through training ({kept_up_to})")
         pictures["Hankel singular values through training"] = path
     if summary.orders:
         path = folder.pictures / "orders.png"

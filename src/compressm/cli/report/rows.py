@@ -24,6 +24,21 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
     optional: tuple[str, ...] = ()  # columns that a narrow terminal does without, the first one first
+    legend: tuple[tuple[str, str], ...] = ()  # a column's name and what it holds, told where the column is shown
+
+    def text_below(self, shown: Sequence[str]) -> str:
+        """What stands below the table where these columns are shown."""
+        legend = " ".join(text for column, text in self.legend if column in shown)
+        return "\n".join(filter(None, (legend, self.note)))
+
+
+LEGEND = (
+    ("discarded", "Discarded: fraction of the sum of Hankel singular values."),
+    ("bound", "Bound: on the H∞ error, for Gramians of white input only."),
+    ("H∞ error", "H∞ error: a lower estimate."),
+    ("output change", "Output change: relative, on the inputs captured before the cut."),
+)
+"""Of the columns that tell what a cut did to a layer."""
 
 
 def result_table(summary: RunSummary, objective: Objective) -> Table:
@@ -77,11 +92,7 @@ def cuts_table(summary: RunSummary, objective: Objective) -> Table:
         "output change",
         f"validation {objective.metric}",
     )
-    note = (
-        "Discarded: fraction of the sum of Hankel singular values. Bound: on the H∞ error, for Gramians of white input "
-        "only. H∞ error: a lower estimate. Output change: relative, on the inputs captured before the cut. Validation: "
-        "right before and right after the cut, with no training step in between."
-    )
+    legend = (columns[-1], "Validation: right before and right after the cut, with no training step in between.")
     taken = [
         f"Step {c.step}: taken back at step {c.taken_back_at}." for c in summary.cuts if c.taken_back_at is not None
     ]
@@ -91,11 +102,11 @@ def cuts_table(summary: RunSummary, objective: Objective) -> Table:
         for layer in cut.layers
         for text in layer.fallbacks
     ]
-    note = " ".join([note, *taken, *notes]) if rows else "No cut was made."
+    note = " ".join([*taken, *notes]) if rows else "No cut was made."
     layers = [layer for cut in summary.cuts for layer in cut.layers]
     bounded = any(layer.bound is not None for layer in layers)
     least = ("discarded", "H2 error", "H∞ error") if bounded else ("bound", "discarded", "H2 error")
-    return with_fits(Table("Cuts", columns, tuple(rows), note, least), layers)
+    return with_fits(Table("Cuts", columns, tuple(rows), note, least, (*LEGEND, legend) if rows else ()), layers)
 
 
 def with_fits(table: Table, layers: Sequence[LayerCut | LayerReport]) -> Table:

@@ -16,13 +16,14 @@ def print_table(console: Console, table: Table) -> None:
     shown = _fitting(table, console.width)
     drawn = RichTable(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for number in shown:
-        left = number == 0 or table.columns[number] == "layer"
+        left = (number == 0 and table.columns[0] != "batch") or table.columns[number] in ("layer", "form", "part")
         drawn.add_column(table.columns[number], justify="left" if left else "right", overflow="fold")
     for row in table.rows:
         drawn.add_row(*(row[number] for number in shown))
     console.print(drawn)
-    if table.note:
-        console.print(table.note, style="dim")
+    below = table.text_below([table.columns[number] for number in shown])
+    if below:
+        console.print(below, style="dim")
 
 
 def _fitting(table: Table, width: int) -> list[int]:
@@ -42,8 +43,9 @@ def markdown_table(table: Table) -> str:
     if table.rows:
         lines += [_line(table.columns), _line(["---", *["---:"] * (len(table.columns) - 1)])]
         lines += [_line(row) for row in table.rows]
-    if table.note:
-        lines += ["", table.note]
+    below = table.text_below(table.columns)
+    if below:
+        lines += ["", below]
     return "\n".join(lines) + "\n"
 
 

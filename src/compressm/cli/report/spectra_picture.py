@@ -8,6 +8,9 @@ from pathlib import Path
 
 from compressm.cli.report.style import ACCENT, COLOURS, INK, canvas, grid_of, hide_rest
 
+TWO_VALUES = "two values for each stored complex state"
+"""Why there can be more values than states."""
+
 _DECADES = 8  # what lies further below the largest value is round-off or close to it
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def report(folder: RunFolder, objective: Objective, terminal: Terminal) -> RunSu
     for table in tables:
         print_table(terminal.out, table)
     for step, reason in summary.skipped:
-        terminal.out.print(f"No cut at step {step}: {reason}")
+        terminal.out.print(f"No cut at step {step}: {reason}", soft_wrap=True)
     config = folder.config()
     pictures: Mapping[str, Path] = draw_all(folder, summary, objective) if config.output.pictures else {}
     lines = [f"# Run {folder.path.name}", ""]
@@ -42,17 +43,19 @@ def report(folder: RunFolder, objective: Objective, terminal: Terminal) -> RunSu
     lines += [
         f"## {title}\n\n![{title}]({path.relative_to(folder.path).as_posix()})\n" for title, path in pictures.items()
     ]
+    place, board = shlex.quote(str(folder.path)), shlex.quote(str(folder.path / "tensorboard"))
     lines += [
         "## Go on from here",
         "",
         "```",
-        f"compressm eval {folder.path}",
-        f"compressm analyze {folder.path}",
-        f"compressm compress {folder.path} --discard 0.05",
-        f"tensorboard --logdir {folder.path / 'tensorboard'}",
+        f"compressm eval {place}",
+        f"compressm analyze {place}",
+        f"compressm compress {place} --discard 0.05",
+        *([f"tensorboard --logdir {board}"] if config.output.tensorboard else []),
         "```",
         "",
-        "The settings are in config.yaml, every figure above in metrics.jsonl.",
+        "The settings are in config.yaml; the figures above are in metrics.jsonl, and those measured at the end in "
+        "results.json.",
         "",
     ]
     folder.report.write_text("\n".join(lines), encoding="utf-8")
