@@ -31,8 +31,8 @@ def bench_tables(found: list[tuple[Shape, list[FormTime]]]) -> list[Table]:
             row = (one.form.value, _ms(one.measured), _ms(one.estimated), f"{one.measured / least:.2f}", mark)
             rows.append((*(sizes if number == 0 else ("",) * len(sizes)), *row))
     what = "forward and backward" if found and found[0][0].training else "forward"
-    columns = ("batch", "L", "H", "N", "form", "measured ms", "estimated ms", "/ fastest", "")
-    note = "Sizes: of the batch, of its sequences, of inputs and outputs (H) and of the state (N)."
+    columns = ("batch", "L", "H", "N", "form", "measured", "estimate", "/ best", "")
+    note = "L: steps of a sequence. H: inputs and outputs. N: states. Times in milliseconds."
     tables = [Table(f"One layer, {what}", columns, tuple(rows), note)]
     if len(found) == 1:
         shape, times = found[0]
