@@ -63,6 +63,6 @@ def analyze(
     target = picture or stored.path.parent / f"{stored.path.name}-spectra.png"
     more = any(len(layer.hankel_singular_values) > layer.order for layer in found[0].plan.layers)
     kept_up_to = "circle: what a tolerance keeps" + (f"; {TWO_VALUES}" if more else "")
-    draw_spectra(target, spectrum_lines(found), title=f"Hankel singular values ({kept_up_to})")
+    draw_spectra(target, spectrum_lines(found), title=f"Hankel singular values\n({kept_up_to})")
     terminal.say(f"Picture: {target}")
     return 0

@@ -23,7 +23,7 @@ def draw_all(folder: RunFolder, summary: RunSummary, objective: Objective) -> di
         path = folder.pictures / "spectra.png"
         more = any(len(layer.spectrum) > layer.before for cut in cuts for layer in cut.layers)
         kept_up_to = "circle: what a cut kept" + (f"; {TWO_VALUES}" if more else "")
-        draw_spectra(path, _spectrum_lines(summary), f"Hankel singular values through training ({kept_up_to})")
+        draw_spectra(path, _spectrum_lines(summary), f"Hankel singular values through training\n({kept_up_to})")
         pictures["Hankel singular values through training"] = path
     if summary.orders:
         path = folder.pictures / "orders.png"
