@@ -16,6 +16,7 @@ from compressm.linalg.hankel import HankelSpectrum, hankel_spectrum
 from compressm.linalg.norms import difference, error_bound, h2_norm, hinf_norm
 from compressm.linalg.statespace import StateSpace
 from compressm.reduction.criteria import OrderChoice
+from compressm.reduction.lookahead import Lookahead
 from compressm.reduction.reduce import (
     reduce_dense,
     reduce_diagonal,
@@ -198,6 +199,30 @@ def test_real_poles_take_a_slot_each() -> None:
     assert isinstance(reduction, Reduction)
     assert reduction.order <= 4
     assert reduction.real_order == reduction.order
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_orders_whose_real_poles_are_counted_are_those_that_decompositions_refuse(
+    seed: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = ring_system(48, 4, 4, seed=seed, smallest=0.2, largest=0.97)
+    weighting, before = white(system), torch.get_num_threads()
+
+    def reduced() -> Reduction:
+        found = reduce_diagonal(system, weighting, OrderChoice(48, 24), BalancedTruncation(), Limits())
+        assert isinstance(found, Reduction)
+        return found
+
+    torch.set_num_threads(threads)
+    try:
+        counted = reduced()
+        monkeypatch.setattr(Lookahead, "crowded", lambda *_: False)
+        tried = reduced()
+    finally:
+        torch.set_num_threads(before)
+    assert counted.real_order == tried.real_order < 48 and counted.order == tried.order
+    assert torch.allclose(counted.system.a, tried.system.a, rtol=0, atol=1e-10)
 
 
 def test_a_repeated_fixed_order_changes_nothing_the_second_time() -> None:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from compressm.linalg.parallel import side_by_side
+from compressm.linalg.real_poles import least_real_poles
 from compressm.reduction.reducers import Projected, Reducer
 
 _MOST = 4  # decompositions at once
+_REMOVED = 8  # states fewer, up to which real poles are counted
 
 
 class Lookahead:
@@ -22,6 +24,7 @@ class Lookahead:
     def __init__(self, reducer: Reducer) -> None:
         self._reducer = reducer
         self._found: dict[int, tuple[Tensor, Tensor]] = {}
+        self._real: dict[int, int] = {}
 
     def eigen(self, projected: Projected, further: bool) -> tuple[Tensor, Tensor]:
         """Those of a reduced system; with `further`, smaller ones that it contains are decomposed beside it."""
@@ -33,7 +36,18 @@ class Lookahead:
                 candidates += [] if smaller is None else [smaller.system.a]
             found = side_by_side([partial(_decomposed, a) for a in candidates])
             self._found = {poles.shape[-1]: (poles, vectors) for poles, vectors in found}
+            if further and order > 1 and self._reducer.truncated(projected, order - 1) is not None:
+                poles, vectors = (t.squeeze(0) for t in self._found[order])
+                counts = least_real_poles(poles, vectors, min(_REMOVED, order - 1))
+                self._real = {order - k - 1: count for k, count in enumerate(counts)}
         return self._found[order]
+
+    def crowded(self, order: int, slots: int) -> bool:
+        """Whether it is known that real poles and conjugate pairs of the reduction to `order` need more than `slots`.
+
+        Known from the real poles that it has at least, where a larger reduction was decomposed with `further`.
+        """
+        return order + self._real.get(order, 0) > 2 * slots
 
 
 def _decomposed(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,8 @@ def reduce_diagonal(
         order = projected.system.order
         open_ = _not_refused(part, projected)
         tight = merge and order > _ROOMY * choice.slots
+        if tight and bank.size == 1 and ahead.crowded(order, choice.slots):
+            return Attempt(torch.zeros_like(open_))
         known = ahead.eigen(projected, tight) if bank.size == 1 else None
         if tight:
             poles = eigenvalues(projected.system.a) if known is None else known[0]
