@@ -65,6 +65,21 @@ class TestSelectIsExact:
         assert torch.equal(optimizer.state[toy.C]["exp_avg_sq"], wanted)
         train(toy, optimizer, 2, seed=2)
 
+    def test_one_of_several_without_state(self, toy, make_select, train):
+        """A frozen parameter, or one that another optimizer trains, does not keep its neighbours from their state."""
+        toy.inner.weight.requires_grad_(False)
+        first, second = torch.optim.Adam([toy.pole, toy.C, toy.D]), torch.optim.SGD([toy.B], 1e-2, momentum=0.9)
+        for seed in range(2):
+            train(toy, first, 1, seed=seed)
+            second.step()
+        wanted = {name: first.state[toy.pole][name][KEEP] for name in ("exp_avg", "exp_avg_sq")}
+        pulled = second.state[toy.B]["momentum_buffer"][KEEP]
+        operation = operate([("toy", toy, make_select(toy, KEEP))], [first, second], StatePolicy.TRANSPORT)
+        assert operation.warnings == ()
+        assert torch.equal(second.state[toy.B]["momentum_buffer"], pulled) and bool(pulled.any())
+        for name, value in wanted.items():
+            assert torch.equal(first.state[toy.pole][name], value)
+
     def test_no_state_yet(self, toy, make_select, make, train):
         optimizer = make(list(toy.parameters()))
         had = set(optimizer.state)

@@ -14,7 +14,7 @@ from compressm.ops.bank_response import bank_response
 from compressm.ops.checks import require_tensors
 from compressm.ops.convolution import good_size
 from compressm.ops.derivative import written_out
-from compressm.ops.precision import complex_dtype, precise, working_dtype
+from compressm.ops.precision import complex_dtype, nothing, precise, working_dtype
 
 _GROUP_BYTES = 1 << 21  # one group's signals: its transforms fit a core's second-level cache
 
@@ -90,7 +90,7 @@ def bank_convolution(u: Tensor, kernel: Tensor, feedthrough: Tensor | None = Non
         start = kernel[:, :1] + feedthrough.to(kernel.dtype)[:, None]
         kernel = torch.cat([start, kernel[:, 1:]], dim=1)
     if u.numel() == 0:
-        return u + kernel.sum()
+        return nothing(kernel, feedthrough, u, shape=tuple(u.shape))
     y: Tensor = _BankConvolution.apply(u.permute(2, 0, 1), kernel)
     return y.permute(1, 2, 0)
 

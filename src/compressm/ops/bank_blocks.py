@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compressm.ops.bank_response import doubled_powers, pairs
 from compressm.ops.derivative import written_out
+from compressm.ops.precision import nothing
 from compressm.ops.writing import write
 
 _BLOCK = 32
@@ -29,7 +30,7 @@ def bank_blocked(nu: Tensor, theta: Tensor, w_re: Tensor, w_im: Tensor, u: Tenso
     """
     batch, length, width = u.shape
     if u.numel() == 0 or nu.numel() == 0:
-        return u * 0 + w_re.sum() * 0
+        return nothing(nu, theta, w_re, w_im, u, shape=(batch, length, width))
     block = min(_BLOCK, length)
     blocks = -(-length // block)
     x = torch.nn.functional.pad(u.permute(2, 0, 1), (0, blocks * block - length)).reshape(width, -1, block)

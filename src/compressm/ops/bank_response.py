@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compressm.ops.derivative import written_out
-from compressm.ops.precision import complex_dtype, precise
+from compressm.ops.precision import complex_dtype, nothing, precise
 from compressm.ops.writing import write
 
 # Powers below exp(-cutoff) count as zero: far below rounding, and the product of two of them is not yet subnormal.
@@ -24,7 +24,7 @@ def bank_response(nu: Tensor, theta: Tensor, w_re: Tensor, w_im: Tensor, length:
     (w lambda^{qT}) with (lambda^r): no array of the size length * N is ever formed.
     """
     if nu.numel() == 0 or length == 0:
-        return w_re.sum() + w_re.new_zeros(nu.shape[0], length)
+        return nothing(nu, theta, w_re, w_im, shape=(nu.shape[0], length))
     kernel: Tensor = _BankResponse.apply(nu, theta, w_re, w_im, length)
     return kernel
 

@@ -12,6 +12,7 @@ from compressm.ops.blocks import Blocks, block_length, states_kept
 from compressm.ops.derivative import written_out
 from compressm.ops.kernels import usable, usable_opaquely
 from compressm.ops.opaque import chunked_rows
+from compressm.ops.precision import nothing
 from compressm.ops.remaking import remake, stored
 
 
@@ -31,9 +32,9 @@ def diagonal_chunked(
     inputs; otherwise the backward pass computes them anew. Nor is an input stored that can be remade. Inside
     `torch.compile` it is one operator, `compressm::chunked`, that the compiler does not look into.
     """
-    if u.shape[0] == 0 or u.shape[1] == 0:
-        return u.sum() + u.new_zeros(u.shape[0], u.shape[1], c_re.shape[0])
     given = nu, theta, b_re, b_im, c_re, c_im, feedthrough
+    if u.shape[0] == 0 or u.shape[1] == 0:
+        return nothing(*given, u, shape=(u.shape[0], u.shape[1], c_re.shape[0]))
     if torch.compiler.is_compiling():
         rows = chunked_rows(*given, _time_first(u), u.shape[0], usable_opaquely(u.device, u.dtype))
         return rows.view(u.shape[1], u.shape[0], c_re.shape[0]).transpose(0, 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compressm.ops.derivative import written_out
 from compressm.ops.kernels import usable
+from compressm.ops.precision import nothing
 from compressm.ops.response import impulse_response
 
 
@@ -111,7 +112,7 @@ def causal_convolution(u: Tensor, kernel: Tensor) -> Tensor:
     `x.permute(2, 0, 1)` is contiguous.
     """
     if u.numel() == 0 or kernel.numel() == 0:
-        return u.sum() + kernel.sum() + u.new_zeros(u.shape[0], u.shape[1], kernel.shape[1])
+        return nothing(kernel, u, shape=(u.shape[0], u.shape[1], kernel.shape[1]))
     convolution = _CompiledConvolution if usable(u.device, u.dtype) else _CausalConvolution
     y: Tensor = convolution.apply(u.permute(2, 0, 1), kernel)
     return y.permute(1, 2, 0)

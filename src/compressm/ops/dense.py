@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compressm.ops.checks import check_dense
-from compressm.ops.precision import working_dtype
+from compressm.ops.precision import nothing, working_dtype
 from compressm.ops.scan import matrix_scan
 
 
@@ -45,7 +45,7 @@ def _blocked(a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, u: Tensor) -> Te
     batch, length, inputs = u.shape
     order, outputs = a.shape[0], c.shape[0]
     if batch == 0 or length == 0:
-        return u.new_zeros(batch, length, outputs) + 0 * u.sum()
+        return nothing(a, b, c, d, u, shape=(batch, length, outputs))
     block = dense_block_length(length, max(inputs, outputs), order)
     blocks = -(-length // block)
     padded = torch.nn.functional.pad(u, (0, 0, 0, blocks * block - length))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compressm.ops.checks import check_dense_bank
 from compressm.ops.derivative import written_out
-from compressm.ops.precision import complex_dtype
+from compressm.ops.precision import complex_dtype, nothing
 from compressm.ops.writing import write
 
 
@@ -25,7 +25,7 @@ def dense_bank_response(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
     """
     check_dense_bank(a, b, c, length)
     if b.numel() == 0 or length == 0:
-        return (b * c).real.sum(-1, keepdim=True).expand(-1, length)
+        return nothing(a, b, c, shape=(len(b), length))
     dtype = torch.promote_types(b.dtype, c.dtype)
     dtype = complex_dtype(dtype) if a.is_complex() else dtype
     change = (a - torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)).to(dtype)
@@ -62,7 +62,8 @@ class _DenseBankResponse(torch.autograd.Function):
         grad_last, grad_c = _doubled_backward(rows, across, torch.bmm(columns, grad.mT), None)
         grad_power = None if grad_last is None else grad_last.mT
         grad_change, grad_b = _doubled_backward(columns, along[:-1], torch.bmm(rows, grad), grad_power)
-        return None if grad_change is None else grad_change.conj(), grad_b.conj(), grad_c.conj(), None
+        grad_change = torch.zeros_like(along[0]) if grad_change is None else grad_change.conj()  # of a single step
+        return grad_change, grad_b.conj(), grad_c.conj(), None
 
 
 def _powers(change: Tensor, count: int) -> list[Tensor]:

@@ -12,7 +12,7 @@ from compressm.ops.bank_response import two_level_powers
 from compressm.ops.checks import check_low_rank_bank
 from compressm.ops.convolution import good_size
 from compressm.ops.derivative import written_out
-from compressm.ops.precision import complex_dtype
+from compressm.ops.precision import complex_dtype, nothing
 
 _LANES = 8  # the short side of the complex matrix product is a multiple of a vector register
 _START = 32  # terms of a reciprocal that come from a triangular system
@@ -40,7 +40,7 @@ def low_rank_response(nu: Tensor, theta: Tensor, p: Tensor, q: Tensor, b: Tensor
     """
     check_low_rank_bank(nu, theta, p, q, b, c, length)
     if nu.numel() == 0 or length == 0:
-        return (p * q * b * c).real.sum(-1, keepdim=True).expand(-1, length)
+        return nothing(nu, theta, p, q, b, c, shape=(len(b), length))
     left, right = torch.stack([c, q], 1), torch.stack([b, p], 1)
     dtype = complex_dtype(torch.promote_types(left.dtype, right.dtype))
     kernel: Tensor = _LowRankResponse.apply(nu, theta, left.to(dtype), right.to(dtype), length)

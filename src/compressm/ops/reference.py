@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from compressm.ops.checks import check_dense, check_diagonal
-from compressm.ops.precision import complex_dtype, precise
+from compressm.ops.precision import complex_dtype, nothing, precise
 
 
 def diagonal_reference(
@@ -25,7 +25,11 @@ def diagonal_reference(
     for k in range(u.shape[1]):
         x = pole * x + drive[:, k]
         outputs.append((x @ c.mT).real)
-    return torch.stack(outputs, dim=1) if outputs else u.sum() + u.new_zeros(u.shape[0], 0, c_re.shape[0])
+    return (
+        torch.stack(outputs, dim=1)
+        if outputs
+        else nothing(nu, theta, b_re, b_im, c_re, c_im, u, shape=(u.shape[0], 0, c_re.shape[0]))
+    )
 
 
 def dense_reference(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> Tensor:
@@ -40,4 +44,4 @@ def dense_reference(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> Tensor:
     for k in range(u.shape[1]):
         x = x @ a.mT + drive[:, k]
         outputs.append(x @ c.mT)
-    return torch.stack(outputs, dim=1) if outputs else u.sum() + u.new_zeros(u.shape[0], 0, c.shape[0])
+    return torch.stack(outputs, dim=1) if outputs else nothing(a, b, c, u, shape=(u.shape[0], 0, c.shape[0]))

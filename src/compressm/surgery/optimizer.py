@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compressm.adapters.update import LayerUpdate, Reset, StateMap
+from compressm.adapters.update import LayerUpdate, Reset, Select, StateMap
 from compressm.surgery.moments import foreign_keys, fresh, leading, moments, transport
 from compressm.surgery.parameters import Undo
 from compressm.surgery.policy import StatePolicy
@@ -102,7 +102,9 @@ class _Member:
 
 def _jobs(layer: nn.Module, update: LayerUpdate, policy: StatePolicy) -> Iterator[StateMap]:
     if policy is StatePolicy.TRANSPORT:
-        yield from update.maps
+        for state_map in update.maps:  # a choice of entries concerns each parameter alone
+            alone = isinstance(state_map, Select)
+            yield from (replace(state_map, names=(n,)) for n in state_map.names) if alone else (state_map,)
     else:
         yield from (Reset((name,)) for name in update.tensors if find_tensor("", layer, name).is_parameter)
 
