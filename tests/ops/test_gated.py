@@ -9,8 +9,10 @@ from torch.nn import functional
 
 from compressm.layers import LRU, Block, MaskedBatchNorm
 from compressm.layers.layout import Layout
-from compressm.ops import CostTable, Form, gated, kernels_run, use_cost_table
+from compressm.ops import CostTable, Form, diagonal_reference, gated, kernels_run, use_cost_table
+from compressm.ops.blocks import states_kept
 from compressm.ops.gated import gelu_gate_rows
+from compressm.ops.memory import reusable
 from compressm.ops.products import times
 from compressm.ops.remaking import Source, remake, remember, stored
 
@@ -55,6 +57,22 @@ def test_dropout_does_not_depend_on_how_many_rows_are_computed_at_a_time(monkeyp
 
 
 @needs_kernels
+@pytest.mark.parametrize("batch", [1, 5, 200])
+def test_a_gradient_that_is_the_same_all_along(monkeypatch, batch) -> None:
+    """As pooling over time gives it: expanded, and never written out as a whole."""
+    monkeypatch.setattr(gated, "_ELEMENTS", 1)
+    given = [torch.randn(40, batch, 12), torch.randn(40, batch, 8), torch.randn(16, 12), torch.randn(16)]
+    given = [t.requires_grad_() for t in given]
+    signal = torch.randn(batch, 8).expand(40, batch, 8)
+    results = []
+    for grad in (signal, signal.contiguous()):
+        torch.manual_seed(0)
+        results.append(torch.autograd.grad(gelu_gate_rows(*given, 0.2), given, grad))
+    for expanded, written in zip(*results, strict=True):
+        assert torch.equal(expanded, written)
+
+
+@needs_kernels
 def test_a_block_stores_no_normalised_signal() -> None:
     """What is kept for the backward pass are the input, the output, two signals of its size, and the states."""
     before = use_cost_table(CostTable({form.value: 1e12 for form in Form if form is not Form.CHUNKED}))
@@ -96,3 +114,41 @@ def test_products_in_both_libraries(dtype, bias, flip) -> None:
     shift = torch.randn(280, dtype=dtype) if bias else None
     wanted = functional.linear(rows.double(), weight.double(), None if shift is None else shift.double())
     assert (times(rows, weight, shift) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (300, 400), (2, 90, 700)])
+def test_memory_of_a_freed_tensor_takes_an_equal_one(shape) -> None:
+    made = reusable(shape, torch.empty(0))
+    assert made.shape == shape
+    assert made.is_contiguous()
+    assert made.dtype == torch.float32
+    assert made.data_ptr() % 64 == 0
+    made.fill_(2.0)
+    assert made.sum() == 2 * made.numel()
+    assert reusable(shape, torch.empty(0, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("order", "inputs", "kept"), [(4, 8, 6), (8, 8, 3), (12, 8, 2), (100, 8, 0), (0, 8, 6), (4, 0, 0)]
+)
+def test_no_more_numbers_of_states_are_stored_than_of_inputs(order, inputs, kept) -> None:
+    assert states_kept(order, inputs, 6) == kept
+
+
+@pytest.mark.parametrize("order", [6, 12, 24, 200])
+def test_states_that_are_stored_and_states_computed_anew(order) -> None:
+    """The same gradients, whatever share of the blocks stores its states."""
+    model = LRU(12, order).double()
+    u = torch.randn(2, 100, 12, dtype=torch.float64, requires_grad=True)
+    before = use_cost_table(CostTable({form.value: 1e12 for form in Form if form is not Form.CHUNKED}))
+    try:
+        y = model(u)
+        signal = torch.randn_like(y)
+        got = torch.autograd.grad(y, [u, *model.parameters()], signal)
+    finally:
+        use_cost_table(before)
+    system = model.system()
+    poles, drive, readout = (system.nu, system.theta), (system.b_re, system.b_im), (system.c_re, system.c_im)
+    plain = diagonal_reference(*poles, *drive, *readout, u) + u * model.D
+    for grad, wanted in zip(got, torch.autograd.grad(plain, [u, *model.parameters()], signal), strict=True):
+        assert (grad - wanted).abs().max() <= 1e-9 * wanted.abs().max()

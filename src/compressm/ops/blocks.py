@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressm.ops.memory import reusable
 from compressm.ops.products import times
 from compressm.ops.recurrence import CompiledRecurrence, Recurrence, TorchRecurrence
 from compressm.ops.remaking import remake
@@ -26,9 +27,9 @@ def block_length(batch: int, order: int, length: int, itemsize: int) -> int:
     return max(1, min(length, block))
 
 
-def states_kept(order: int, inputs: int) -> bool:
-    """Whether states are stored for the backward pass: where there are no more of them than inputs."""
-    return order <= inputs
+def states_kept(order: int, inputs: int, blocks: int) -> int:
+    """How many of the blocks store their states for the backward pass, the first ones: no more numbers than inputs."""
+    return min(blocks, blocks * inputs // max(1, 2 * order))
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ class Blocks:
     block: int
     compiled: bool
 
-    def forward(self, u: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The output (L * batch, H_out), the states before each block, and with `keep` all states, in pieces."""
+    def forward(self, u: Tensor, keep: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The output (L * batch, H_out), the states before each block, and all states of the first `keep` blocks."""
         b, c, rows = self._drive(), self._readout(), self.block * self.batch
         recurrence = self._recurrence(u.dtype)
-        y = u.new_empty(len(u), c.shape[0])
+        y = reusable((len(u), c.shape[0]), u)
         state = u.new_zeros(self.batch, b.shape[0])
         starts: list[Tensor] = []
         kept: list[Tensor] = []  # in pieces, which fit into the gaps of freed memory
@@ -62,7 +63,7 @@ class Blocks:
             starts.append(state)
             state = recurrence.advance_(x, state)
             _add_scaled(times(x, c), part, self.d, y_part)
-            if keep:
+            if len(kept) < keep:
                 kept.append(x)
         return y, torch.stack(starts), kept
 
@@ -81,14 +82,14 @@ class Blocks:
         """
         b, c, rows = self._drive(), self._readout(), self.block * self.batch
         recurrence = self._recurrence(u.dtype)
-        grad_b, grad_c, grad_u = torch.zeros_like(b), torch.zeros_like(c), torch.empty_like(u)
+        grad_b, grad_c, grad_u = torch.zeros_like(b), torch.zeros_like(c), reusable(u.shape, u)
         grad_d = None if self.d is None else torch.zeros_like(self.d)
         ahead = torch.zeros_like(starts[0])
         parts = [t.split(rows) for t in (u, grad, grad_u)]
         for index in reversed(range(len(starts))):
             part, g_part, u_part = (t[index] for t in parts)
             part = remake(part, mean, scale)
-            if kept:
+            if index < len(kept):
                 x = kept[index]
             else:
                 x = times(part, b)

@@ -28,9 +28,9 @@ def diagonal_chunked(
 ) -> Tensor:
     """`diagonal_reference` plus `feedthrough` (H,) times u, in blocks of time; same shapes.
 
-    Memory beside input and output: the states at block boundaries, and all states if there are fewer of them than
-    inputs; otherwise the backward pass computes them anew. Nor is an input stored that can be remade. Inside
-    `torch.compile` it is one operator, `compressm::chunked`, that the compiler does not look into.
+    Memory beside input and output: the states at block boundaries, and as many states as there are inputs; the
+    backward pass computes the others anew. Nor is an input stored that can be remade. Inside `torch.compile` it is one
+    operator, `compressm::chunked`, that the compiler does not look into.
     """
     given = nu, theta, b_re, b_im, c_re, c_im, feedthrough
     if u.shape[0] == 0 or u.shape[1] == 0:
@@ -57,12 +57,13 @@ class _Chunked(torch.autograd.Function):
         compiled: bool,
     ) -> Tensor:
         batch, length, inputs = u.shape
-        block, keep = block_length(batch, nu.shape[0], length, u.element_size()), states_kept(nu.shape[0], inputs)
-        if compiled and keep:
+        block = block_length(batch, nu.shape[0], length, u.element_size())
+        if compiled:
             block -= block // 16  # states of a size of their own: a tensor does not fit into the gap of an equal one
+        keep = states_kept(nu.shape[0], inputs, -(-length // block))
         origins = stored(b_re), stored(b_im), stored(u)
         blocks = Blocks(nu, theta, b_re, b_im, c_re, c_im, d, batch, block, compiled)
-        y, starts, kept = blocks.forward(_time_first(u), keep=keep)
+        y, starts, kept = blocks.forward(_time_first(u), keep)
         ctx.save_for_backward(nu, theta, c_re, c_im, d, *chain(*origins), starts, *kept)
         ctx.block, ctx.compiled = block, compiled
         return y.view(length, batch, c_re.shape[0]).transpose(0, 1)

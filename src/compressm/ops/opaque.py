@@ -48,11 +48,12 @@ def _blocks(system: _System, u: Tensor, batch: int, compiled: bool) -> Blocks:
     schema=f"({_SYSTEM}, Tensor u, {_CALL}) -> (Tensor, Tensor, Tensor)",
 )
 def _chunked(*arguments: Any) -> _Made:
-    """The output, the states before each block, and all states where they are stored."""
+    """The output, the states before each block, and those states that are stored."""
     *system, u, batch, compiled = arguments
-    keep = states_kept(system[0].shape[0], u.shape[1])
+    blocks = _blocks(tuple(system), u, batch, compiled)
+    keep = states_kept(system[0].shape[0], u.shape[1], -(-u.shape[0] // (blocks.block * batch)))
     with torch.autocast(u.device.type, enabled=False):
-        y, starts, kept = _blocks(tuple(system), u, batch, compiled).forward(u, keep=keep)
+        y, starts, kept = blocks.forward(u, keep)
     return y, starts, torch.cat(kept) if keep else u.new_empty(0, starts.shape[-1])
 
 
@@ -77,8 +78,8 @@ def _chunked_shapes(*arguments: Any) -> _Made:
     *system, u, batch, _ = arguments
     order, rows = system[0].shape[0], u.shape[0]
     block = block_length(int(batch), int(order), int(rows // batch), u.element_size())
-    kept = rows if states_kept(order, u.shape[1]) else 0
     starts = u.new_empty(-(-rows // (block * batch)), batch, 2 * order)
+    kept = min(rows, block * batch * states_kept(order, u.shape[1], starts.shape[0]))
     return u.new_empty(rows, system[4].shape[0]), starts, u.new_empty(kept, 2 * order)
 
 

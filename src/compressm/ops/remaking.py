@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from compressm.ops.kernels import usable
+
 
 @dataclass(frozen=True)
 class Source:
@@ -43,7 +45,12 @@ def stored(made: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
 
 
 def remake(x: Tensor, mean: Tensor | None, scale: Tensor | None) -> Tensor:
-    """The tensor again."""
+    """The tensor again, of x or of some of its rows."""
     if scale is None:
         return x
+    if mean is not None and x.ndim == 2 and x.is_contiguous() and usable(x.device, x.dtype):
+        from compressm.ops.kernels import moments
+
+        zero = torch.zeros_like(mean)
+        return moments.affine(x, x, torch.stack([mean, zero, zero, scale]), False)
     return x * scale if mean is None else torch.sub(x, mean).mul_(scale)
