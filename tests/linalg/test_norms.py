@@ -145,6 +145,40 @@ def test_the_estimate_of_wide_errors_with_narrow_peaks(seed: int, feedthrough: b
         assert 0.995 * norm <= hinf_estimate(system) <= norm * (1 + 1e-7)
 
 
+def slow_comb(systems: int, states: int, channels: int, step: float, seed: int) -> StateSpace:
+    """S4D-Lin's poles, -1/2 + i pi n, spread by a tenth and sampled with this step; systems 0: no bank."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = (systems,) if systems else ()
+    poles = torch.complex(torch.tensor(-0.5, dtype=torch.float64), torch.pi * torch.arange(states, dtype=torch.float64))
+    poles = poles * (1 + 0.1 * torch.randn(*batch, states, dtype=torch.float64, generator=generator))
+    b = torch.randn(*batch, states, channels, dtype=torch.complex128, generator=generator)
+    c = torch.randn(*batch, channels, states, dtype=torch.complex128, generator=generator)
+    log_a = poles * step
+    return StateSpace(torch.exp(log_a), b * (torch.expm1(log_a) / poles).unsqueeze(-1), c, log_a=log_a)
+
+
+@pytest.mark.parametrize("step", [1e-3, 3e-7, 1e-9])
+@pytest.mark.parametrize(("systems", "channels"), [(2, 1), (0, 1), (0, 3), (0, 20)])
+def test_the_estimate_of_many_slow_poles_in_a_narrow_band(step: float, systems: int, channels: int) -> None:
+    """Peaks far narrower than the spacing of the uniform points, and more poles than angles on the grid."""
+    for seed in range(2):
+        full = slow_comb(systems, 64, channels, step, seed)
+        kept = replace(full, a=full.a[..., :32], b=full.b[..., :32, :], c=full.c[..., :32], log_a=full.log_a[..., :32])
+        other = replace(kept, c=kept.c * (1 + 0.1 * slow_comb(systems, 32, channels, step, seed + 2).c.real))
+        for system in (full, difference(full, other)):
+            width = float(-system.log_a.real.max())
+            about = torch.angle(system.a).flatten()
+            omega = torch.cat([about + width * offset for offset in torch.linspace(-4, 4, 17).tolist()])
+            each = [replace(system, a=a, b=b, c=c, d=None, log_a=log_a) for a, b, c, log_a in parts_of(system)]
+            wanted = max(float(exact_gain(one, omega).max()) for one in each)
+            assert hinf_estimate(system) >= 0.98 * wanted
+
+
+def parts_of(system: StateSpace) -> list[tuple[torch.Tensor, ...]]:
+    tensors = (system.a, system.b, system.c, system.log_a)
+    return list(zip(*tensors, strict=True)) if system.batch_shape else [tensors]
+
+
 def test_defective_dense_systems_are_swept_without_eigenvectors() -> None:
     jordan = 0.9 * torch.eye(4, dtype=torch.float64) + torch.diag(torch.ones(3, dtype=torch.float64), 1)
     b, c = torch.zeros(4, 1, dtype=torch.float64), torch.zeros(1, 4, dtype=torch.float64)

@@ -204,9 +204,9 @@ def hinf_norm(system: StateSpace, tolerance: float = 1e-8) -> float:
 def hinf_estimate(system: StateSpace) -> float:
     """A lower estimate of the H-infinity norm: the largest gain found on a refined grid, by power iteration.
 
-    The grid has uniform points, the angles of the poles, and rounds of refinement about the best points. Never
-    above the norm (up to round-off); within a few per cent of it for systems without extremely narrow peaks. The
-    largest over a batch.
+    The grid has uniform points, the angles of the poles whose own peaks are the highest, and rounds of refinement about
+    the best points, down to the width of the narrowest peak. Never above the norm (up to round-off), and within a few
+    per cent of it unless a peak was missed. The largest over a batch.
     """
     system = _discrete_double(system, "hinf_estimate")
     if not system.batch_shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,10 @@ from compressm.linalg.power import PowerIteration, power_peak
 from compressm.linalg.statespace import StateSpace
 
 _DIRECT_CHANNELS = 16  # up to this many channels all singular values are cheaper than a power iteration
-_POLES = 64  # whose angles are on the first grid: the slowest
+_POLES = 64  # whose angles are on the first grid: those with the highest peaks of their own
+_SPACING = torch.pi / 64  # of the other points of the first grid
 _REFINEMENTS = (3, 3, 3, 1, 1, 1)  # points refined about in each round; each has a quarter of the spacing before
+_NARROWEST = 1e-16  # decay of a pole in one step that is told from none
 _CHUNK = 2**22  # numbers in one block of frequencies
 _CONDITIONING = 1e8  # of the eigenvectors with which a dense system is swept in diagonal form
 
@@ -53,26 +56,30 @@ def peak_gain(system: StateSpace, exact: bool = False) -> tuple[float, float]:
     symmetric, pairs = system.output == "real", system.is_complex and system.output == "real" and system.is_diagonal
     direct = exact or min(system.inputs, system.outputs) <= _DIRECT_CHANNELS
     if pairs and not direct:
-        poles = torch.cat([system.a, system.a.conj()]).to(torch.complex128)
-        best, value = power_peak(PowerIteration.paired(system), _first_grid(poles, symmetric))
+        decay = _decay(system.a, system.log_a)
+        angles = _angles(system.a, _heights(decay, system.b, system.c), symmetric=False)  # one of a pair is stored
+        best, value = power_peak(PowerIteration.paired(system), _first_grid(angles, symmetric), float(decay.min()))
         return value, float(best)
     modal = _modal(system)
     poles = torch.linalg.eigvals(system.a) if modal is None else modal.a
-    grid = _first_grid(poles, symmetric)
+    decay = _decay(poles, None if modal is None else modal.log_a)
+    heights = 1 / decay if modal is None else _heights(decay, modal.b, modal.c)
+    grid, narrowest = _first_grid(_angles(poles, heights, symmetric), symmetric), float(decay.min())
     if modal is None or direct:
-        best, value = _refined(partial(exact_gain, system) if modal is None else partial(_direct_gain, modal), grid)
+        gain = partial(exact_gain, system) if modal is None else partial(_direct_gain, modal)
+        best, value = _refined(gain, grid, narrowest)
     else:
-        best, value = power_peak(PowerIteration(modal.a, modal.b, modal.c, modal.d, modal.log_a), grid)
+        best, value = power_peak(PowerIteration(modal.a, modal.b, modal.c, modal.d, modal.log_a), grid, narrowest)
     if exact or not system.is_diagonal:  # a diagonal form of a dense system only finds the place
         value = exact_gain(system, best)[0]
     return float(value), float(best)
 
 
-def _refined(gain: Callable[[Tensor], Tensor], grid: Tensor) -> tuple[Tensor, float]:
+def _refined(gain: Callable[[Tensor], Tensor], grid: Tensor, narrowest: float) -> tuple[Tensor, float]:
     """The frequency `(1,)` of the largest gain on a grid and in rounds about its best points, and that gain."""
     omega, gains = grid, gain(grid)
-    spacing = torch.pi / 64
-    for centres in _REFINEMENTS:
+    spacing = _SPACING
+    for centres in _rounds(narrowest):
         centre = omega[gains.argsort(descending=True)[:centres]]
         spacing = spacing / 4
         offsets = torch.tensor([-3, -2, -1, 1, 2, 3], dtype=torch.float64) * spacing
@@ -84,7 +91,7 @@ def _refined(gain: Callable[[Tensor], Tensor], grid: Tensor) -> tuple[Tensor, fl
 def peak_gains(system: StateSpace) -> Tensor:
     """The largest gain found on a grid and around its best points, `(*h,)`, for a bank of discrete systems.
 
-    As `peak_gain`, for all systems together; each has its own grid, with the angles of its slowest poles. A dense
+    As `peak_gain`, for all systems together; each has its own grid, with the angles of its own poles. A dense
     system whose eigenvectors are too ill-conditioned is looked at on the uniform grid only.
     """
     if system.order == 0 or min(system.inputs, system.outputs) == 0:
@@ -108,11 +115,11 @@ def peak_gains(system: StateSpace) -> Tensor:
 
 def _searched(modal: _Modal, symmetric: bool) -> Tensor:
     uniform = torch.linspace(0, torch.pi, 65, dtype=torch.float64).expand(*modal.a.shape[:-1], 65)
-    slowest = modal.a.abs().argsort(dim=-1, descending=True)[..., :_POLES]
-    angles = torch.angle(modal.a.gather(-1, slowest))
+    decay = _decay(modal.a, modal.log_a)
+    angles = _angles(modal.a, _heights(decay, modal.b, modal.c), symmetric)
     omega = torch.cat([uniform, angles], -1) if symmetric else torch.cat([uniform, -uniform, angles], -1)
-    gains, spacing = _direct_gain(modal, omega), torch.pi / 64
-    for centres in _REFINEMENTS:
+    gains, spacing = _direct_gain(modal, omega), _SPACING
+    for centres in _rounds(float(decay.min())):
         spacing = spacing / 4
         best = gains.argsort(dim=-1, descending=True)[..., :centres]
         offsets = torch.tensor([-3, -2, -1, 1, 2, 3], dtype=torch.float64) * spacing
@@ -128,11 +135,34 @@ def exact_gain(system: StateSpace, omega: Tensor) -> Tensor:
     return torch.cat([_norms(system.frequency_response(part)) for part in omega.split(chunk)])
 
 
-def _first_grid(poles: Tensor, symmetric: bool) -> Tensor:
-    slowest = poles[poles.abs().argsort(descending=True)[:_POLES]]
+def _first_grid(angles: Tensor, symmetric: bool) -> Tensor:
     uniform = torch.linspace(0, torch.pi, 65, dtype=torch.float64)
-    omega = torch.cat([uniform, torch.angle(slowest + 0j)])
+    omega = torch.cat([uniform, angles])
     return (omega.abs() if symmetric else torch.cat([omega, -uniform])).unique()
+
+
+def _rounds(narrowest: float) -> tuple[int, ...]:
+    """How many points are refined about in each round; in the last ones the spacing is below the narrowest peak."""
+    further = math.ceil(math.log(_SPACING / narrowest, 4)) + 1 - len(_REFINEMENTS)
+    return (*_REFINEMENTS, *[1] * further)
+
+
+def _decay(poles: Tensor, log_poles: Tensor | None) -> Tensor:
+    """1 - |a| of each pole, about half the width of its peak."""
+    decay = 1 - poles.abs() if log_poles is None else -torch.expm1(log_poles.real)
+    return decay.double().clamp_min(_NARROWEST)
+
+
+def _heights(decay: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The largest gain of each pole on its own, in the Frobenius norm."""
+    return torch.linalg.vector_norm(b, dim=-1) * torch.linalg.vector_norm(c, dim=-2) / decay
+
+
+def _angles(poles: Tensor, heights: Tensor, symmetric: bool) -> Tensor:
+    """The angles of those with the highest peaks; where each pole has its conjugate, of one of the two."""
+    heights = heights.where(poles.imag >= 0, -1) if symmetric and poles.is_complex() else heights
+    highest = heights.topk(min(_POLES, heights.shape[-1]), dim=-1).indices
+    return torch.angle(poles.gather(-1, highest) + 0j)
 
 
 def _modal(system: StateSpace) -> _Modal | None:

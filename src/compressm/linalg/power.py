@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,7 @@ from compressm.linalg.statespace import StateSpace
 _SEARCH_ITERATIONS = 2  # at every frequency that is looked at
 _CANDIDATES = 12  # of the first frequencies, at which as many follow
 _TURNS = (3, 3, 1, 1, 1, 1)  # frequencies that move to better ones near by in each turn
-_HALVINGS = 14  # of the farthest step to one near by
+_FARTHEST, _HALVINGS = torch.pi / 64, 14  # step to a frequency near by; how often it is halved at least
 _FINAL_ITERATIONS, _SETTLED = 20, 1e-6  # pairs of iterations at the best one, and the relative gain that ends them
 _AGREEMENT = 1e-3  # of a gain in single precision with that in double, else the search is repeated in double
 _GENERIC = 2.399963  # the angle between the phases of the first vectors
@@ -122,23 +123,24 @@ class PowerIteration:
         return ((plain + other) * 0.5).to(dtype), ((plain - other) * 0.5j).to(dtype)
 
 
-def power_peak(iteration: PowerIteration, grid: Tensor) -> tuple[Tensor, float]:
+def power_peak(iteration: PowerIteration, grid: Tensor, narrowest: float) -> tuple[Tensor, float]:
     """The frequency `(1,)` of the largest gain found from those of `grid`, and a lower estimate of the gain there.
 
-    The search is in single precision, where what is found there stands in double: an error that is small beside the
-    two systems whose difference it is would be round-off.
+    Its steps become as small as `narrowest`, about half the width of the narrowest peak. The search is in single
+    precision, where what is found there stands in double: an error that is small beside the two systems whose
+    difference it is would be round-off.
     """
     quick = iteration.single()
     if quick is not None:
-        found = _climbed(quick, grid)
+        found = _climbed(quick, grid, narrowest)
         value = float(iteration.gains(found.omega, 1, found.v).sizes)
         if abs(float(found.sizes) - value) <= _AGREEMENT * value:
             return found.omega, value
-    found = _climbed(iteration, grid)
+    found = _climbed(iteration, grid, narrowest)
     return found.omega, float(found.sizes)
 
 
-def _climbed(iteration: PowerIteration, grid: Tensor) -> Gains:
+def _climbed(iteration: PowerIteration, grid: Tensor, narrowest: float) -> Gains:
     """The largest gain from those of `grid`: by turns the best vectors for a frequency and the best frequency near by.
 
     Each turn finds no less than the one before. More is done at fewer frequencies as the best of them show.
@@ -146,7 +148,8 @@ def _climbed(iteration: PowerIteration, grid: Tensor) -> Gains:
     found = iteration.gains(grid, _SEARCH_ITERATIONS)
     found = found.largest(_CANDIDATES)
     found = iteration.gains(found.omega, _SEARCH_ITERATIONS, found.v)
-    steps = torch.pi / 64 * 2.0 ** -torch.arange(_HALVINGS, dtype=torch.float64)
+    halvings = max(_HALVINGS, math.ceil(math.log2(_FARTHEST / narrowest)) + 1)
+    steps = _FARTHEST * 2.0 ** -torch.arange(halvings, dtype=torch.float64)
     steps = torch.cat([steps.new_zeros(1), steps, -steps])
     for count in _TURNS:
         found = found.largest(count)
