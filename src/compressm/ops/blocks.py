@@ -28,7 +28,7 @@ def block_length(batch: int, order: int, length: int, itemsize: int) -> int:
 
 
 def states_kept(order: int, inputs: int, blocks: int) -> int:
-    """How many of the blocks store their states for the backward pass, the first ones: half as many numbers as inputs."""
+    """How many of the blocks, the first ones, store states for the backward pass: half as many numbers as inputs."""
     return min(blocks, blocks * inputs // max(1, 4 * order))
 
 
