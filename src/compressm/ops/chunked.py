@@ -29,8 +29,8 @@ def diagonal_chunked(
     """`diagonal_reference` plus `feedthrough` (H,) times u, in blocks of time; same shapes.
 
     Memory beside input and output: the states at block boundaries, and half as many numbers of states as of inputs;
-    the backward pass computes the others anew. Nor is an input stored that can be remade. Inside `torch.compile` it is one
-    operator, `compressm::chunked`, that the compiler does not look into.
+    the backward pass computes the others anew. Nor is an input stored that can be remade. Inside `torch.compile` it is
+    one operator, `compressm::chunked`, that the compiler does not look into.
     """
     given = nu, theta, b_re, b_im, c_re, c_im, feedthrough
     if u.shape[0] == 0 or u.shape[1] == 0:
