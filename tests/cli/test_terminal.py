@@ -155,6 +155,14 @@ def test_settings_that_were_edited_under_a_run_are_told(command: Command, finish
     assert "was changed since the checkpoint was written: training.steps from 24 to 26." in result.err
 
 
+def test_a_file_with_a_part_that_holds_itself_is_refused(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "loop.yaml"
+    file.write_text("training: &t\n  again: *t\n", encoding="utf-8")
+    result = command("train", "digits", "--config", file)
+    assert result.code == 2
+    assert "holds itself" in result.err
+
+
 def test_a_setting_that_stands_twice_in_a_file_is_refused(command: Command, tmp_path: Path) -> None:
     file = tmp_path / "twice.yaml"
     file.write_text("model:\n  order: 8\n  width: 4\n  order: 9\n")

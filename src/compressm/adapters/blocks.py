@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compressm.adapters.holding import single
-from compressm.linalg.scan import scan_
+from compressm.linalg.recurrence import scan_
 from compressm.linalg.statespace import StateSpace
 
 _ROWS = 2048  # samples of which products are formed at once, at most

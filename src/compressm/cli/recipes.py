@@ -98,6 +98,10 @@ def read_yaml(path: Path) -> Tree:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(
+            f"{path} has a part that holds itself, or is nested too deeply; write each setting out."
+        ) from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -12,7 +12,7 @@ from compressm.checks import brief, require_kind
 from compressm.errors import InvalidSystemError, UnstableSystemError
 from compressm.linalg.elementary import all_finite, complex_expm1, product
 from compressm.linalg.parallel import eigenvalues
-from compressm.linalg.scan import scan_
+from compressm.linalg.recurrence import scan_
 
 Output = Literal["real", "complex"]
 

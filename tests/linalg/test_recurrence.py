@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compressm.linalg.scan import scan_
+from compressm.linalg.recurrence import scan_
 
 
 @pytest.mark.parametrize("steps", [0, 1, 63, 64, 100, 1000])
